@@ -1,0 +1,379 @@
+//! Frameworks find tests and know how to run them.
+//!
+//! A framework is small on purpose: [`TestFramework::discover`], [`TestFramework::produce_test_execution_command`] and
+//! [`TestFramework::parse_results`] make a complete one, which runs one command per batch of tests. What the built-in
+//! frameworks need beyond that (discovery as a stream, a worker that reports test by test) comes as provided methods
+//! with honest defaults.
+//!
+//! Where tests execute is none of a framework's business: that is the [provider](crate::provider)'s.
+
+pub mod cargo;
+pub mod default;
+pub mod pytest;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::provider::{Command, ExecOutput};
+use crate::worker::{StartGate, Unit};
+
+/// What can go wrong while a framework finds tests or reads results.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameworkError {
+    /// Tests could not be discovered: a build failed, a collection error, a command that is not there.
+    /// The message is complete: what was done, to what, what happened, what to do next.
+    #[error("{0}")]
+    Discovery(String),
+    /// What the user asked for does not exist or contradicts itself (an unknown package, a malformed filter).
+    #[error("{0}")]
+    Usage(String),
+    /// Results came back in a form that cannot be read.
+    #[error("{0}")]
+    Results(String),
+}
+
+/// The result of a framework's operation.
+pub type FrameworkResult<T> = Result<T, FrameworkError>;
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TestOutcome {
+    /// The test ran and passed.
+    Passed,
+    /// The test ran and failed.
+    Failed,
+    /// The test was not meant to run (ignored, skipped).
+    Skipped,
+    /// The test could not be executed properly (its set-up broke, the binary no longer has it).
+    Error,
+    /// The test ran longer than its time limit and was ended.
+    TimedOut,
+    /// The process that ran the test died, or left without a result.
+    Crashed,
+    /// The run ended before the test had an outcome.
+    NotRun,
+}
+
+impl TestOutcome {
+    /// Whether this outcome makes a run fail: everything but passed and skipped.
+    pub fn is_failure(self) -> bool {
+        !matches!(self, Self::Passed | Self::Skipped)
+    }
+}
+
+/// Tests that belong together: a test binary, a source file.
+///
+/// Suites group reports, and the scheduler keeps tests of one suite on one sandbox where that costs nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Suite {
+    /// The name as reports show it: a binary id (`serde_json::regression`), a file (`tests/test_io.py`).
+    pub id: String,
+    /// What a worker executes for tests of this suite; `None` for frameworks without a worker.
+    pub unit: Option<Arc<Unit>>,
+}
+
+impl Suite {
+    /// A suite with a name only.
+    pub fn new(id: impl Into<String>) -> Arc<Self> {
+        Arc::new(Self { id: id.into(), unit: None })
+    }
+}
+
+/// One test, as discovery found it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TestRecord {
+    /// The test id, unique within a run: what users see, type and read in reports.
+    pub id: String,
+    /// The test's name within its suite, as the framework itself spells it (`tests::parses`).
+    pub name: String,
+    /// The suite that the test belongs to.
+    pub suite: Arc<Suite>,
+    /// The configured group that selected the test; empty without groups.
+    pub group: Arc<str>,
+    /// How many further attempts a failure is worth.
+    pub retry_count: u32,
+    /// The test wants a sandbox to itself while it runs.
+    pub schedule_individual: bool,
+    /// Discovered, but not to be run: reported as skipped, with this reason.
+    pub skipped: Option<Arc<str>>,
+    /// A failure before discovery has ended may be the fault of a build still going on, and is run again after it.
+    pub provisional: bool,
+    /// The test's own time limit; `None`: the run's.
+    pub timeout: Option<Duration>,
+}
+
+impl TestRecord {
+    /// A test of `suite`, to be run, without retries.
+    pub fn new(id: impl Into<String>, name: impl Into<String>, suite: Arc<Suite>) -> Self {
+        Self {
+            id: id.into(),
+            name: name.into(),
+            suite,
+            group: Arc::from(""),
+            retry_count: 0,
+            schedule_individual: false,
+            skipped: None,
+            provisional: false,
+            timeout: None,
+        }
+    }
+}
+
+/// One execution of one test that is about to happen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TestInstance {
+    /// The test.
+    pub record: Arc<TestRecord>,
+    /// Which attempt this is, counted from 1.
+    pub attempt: u32,
+}
+
+impl TestInstance {
+    /// The test's id.
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+}
+
+/// What a test wrote, bounded: the beginning and the end are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Captured {
+    /// The text; bytes that are not UTF-8 are replaced. Where something was dropped, a line in the middle says so.
+    pub text: String,
+    /// How many bytes were dropped from the middle.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped_bytes: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl Captured {
+    /// Whether nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+}
+
+impl From<String> for Captured {
+    fn from(text: String) -> Self {
+        Self { text, dropped_bytes: 0 }
+    }
+}
+
+/// The result of one attempt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TestResult {
+    /// How it ended.
+    pub outcome: TestOutcome,
+    /// How long the test ran, in the sandbox.
+    #[serde(with = "crate::event::seconds", rename = "duration_secs")]
+    pub duration: Duration,
+    /// One line on why: `panicked at src/lib.rs:3:5`, `killed by signal 11 (SIGSEGV)`, the reason of a skip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The long form: a traceback, stacks at a time-out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<String>,
+    /// What the test wrote to standard output.
+    #[serde(default, skip_serializing_if = "Captured::is_empty")]
+    pub stdout: Captured,
+    /// What the test wrote to standard error.
+    #[serde(default, skip_serializing_if = "Captured::is_empty")]
+    pub stderr: Captured,
+    /// The test left processes behind that still held its output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaky: bool,
+}
+
+impl TestResult {
+    /// A result with an outcome and a duration, and nothing else.
+    pub fn new(outcome: TestOutcome, duration: Duration) -> Self {
+        Self {
+            outcome,
+            duration,
+            message: None,
+            details: None,
+            stdout: Captured::default(),
+            stderr: Captured::default(),
+            leaky: false,
+        }
+    }
+
+    /// The same result with a message.
+    #[must_use]
+    pub fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.message = Some(message.into());
+        self
+    }
+}
+
+/// What discovery reports while it goes on.
+#[derive(Debug, Clone)]
+pub enum Discovered {
+    /// Tests that can run from now on.
+    Tests(Vec<TestRecord>),
+    /// The build that discovery needs has begun.
+    BuildStarted,
+    /// A line of the build, as the build tool writes it (colours kept, no line end).
+    BuildOutput(String),
+    /// The build has ended.
+    BuildFinished {
+        /// Whether everything was built.
+        success: bool,
+        /// How long it took.
+        duration: Duration,
+    },
+    /// Something the user should know that hides no test.
+    Warning(String),
+    /// Some tests could not be discovered (a target does not compile). What was found runs; the run's exit code is 3.
+    Problem(String),
+}
+
+/// Where discovery puts what it finds. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct DiscoverySink(mpsc::UnboundedSender<Discovered>);
+
+impl DiscoverySink {
+    /// A sink and the receiver of what is put into it.
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Discovered>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// Reports one thing. Returns `false` when nobody listens any more: discovery should then end.
+    pub fn send(&self, discovered: Discovered) -> bool {
+        self.0.send(discovered).is_ok()
+    }
+}
+
+/// How the tests of a framework are executed in a sandbox.
+#[derive(Clone)]
+pub enum Execution {
+    /// One command per batch: [`TestFramework::produce_test_execution_command`] and [`TestFramework::parse_results`].
+    Commands,
+    /// The libtest worker runs the [units](Unit) that discovery gave.
+    Libtest(LibtestExecution),
+}
+
+/// How the libtest worker executes tests.
+#[derive(Clone)]
+pub struct LibtestExecution {
+    /// One process per test, or one per batch of tests of a binary.
+    pub isolation: Isolation,
+    /// What a test must pass before it starts, while the machine is shared with a build.
+    pub gate: Option<Arc<dyn StartGate>>,
+}
+
+/// What tests share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// One process per test.
+    #[default]
+    Process,
+    /// A batch of tests of one binary in one process.
+    Binary,
+}
+
+/// Finds tests and knows how to run them.
+#[async_trait]
+pub trait TestFramework: Send + Sync {
+    /// Finds the tests under `paths` (all of the project's when empty).
+    ///
+    /// # Errors
+    ///
+    /// [`FrameworkError::Discovery`] when tests cannot be found, [`FrameworkError::Usage`] when what was asked for does
+    /// not exist.
+    async fn discover(&self, paths: &[PathBuf]) -> FrameworkResult<Vec<TestRecord>>;
+
+    /// The command that runs `tests` in a sandbox and, if it can, writes a JUnit file to `result_file` there.
+    fn produce_test_execution_command(&self, tests: &[TestInstance], result_file: &str) -> Command;
+
+    /// Reads the results of [`Self::produce_test_execution_command`]: one for each of `tests`, in their order.
+    /// `result_file` holds what the command wrote there, if it did.
+    ///
+    /// [`TestOutcome::NotRun`] says that the command ended (a crash, a time-out) before it came to the test: the test
+    /// is started again in another batch, at no cost in retries. At least one result must be another one.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameworkError::Results`] when nothing can be made of what came back; the whole batch is then an
+    /// infrastructure fault.
+    fn parse_results(
+        &self,
+        tests: &[TestInstance],
+        output: &ExecOutput,
+        result_file: Option<&[u8]>,
+    ) -> FrameworkResult<Vec<TestResult>>;
+
+    /// What users call this framework.
+    fn name(&self) -> &str {
+        "custom"
+    }
+
+    /// Finds tests and hands them out as they are found. By default: all at once, by [`Self::discover`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::discover`].
+    async fn discover_stream(&self, paths: &[PathBuf], sink: DiscoverySink) -> FrameworkResult<()> {
+        let tests = self.discover(paths).await?;
+        sink.send(Discovered::Tests(tests));
+        Ok(())
+    }
+
+    /// How tests are executed. By default: one command per batch.
+    fn execution(&self) -> Execution {
+        Execution::Commands
+    }
+
+    /// The most tests that one command may run.
+    fn max_batch(&self) -> usize {
+        200
+    }
+}
+
+#[async_trait]
+impl<T: TestFramework + ?Sized> TestFramework for Arc<T> {
+    async fn discover(&self, paths: &[PathBuf]) -> FrameworkResult<Vec<TestRecord>> {
+        (**self).discover(paths).await
+    }
+
+    fn produce_test_execution_command(&self, tests: &[TestInstance], result_file: &str) -> Command {
+        (**self).produce_test_execution_command(tests, result_file)
+    }
+
+    fn parse_results(
+        &self,
+        tests: &[TestInstance],
+        output: &ExecOutput,
+        result_file: Option<&[u8]>,
+    ) -> FrameworkResult<Vec<TestResult>> {
+        (**self).parse_results(tests, output, result_file)
+    }
+
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    async fn discover_stream(&self, paths: &[PathBuf], sink: DiscoverySink) -> FrameworkResult<()> {
+        (**self).discover_stream(paths, sink).await
+    }
+
+    fn execution(&self) -> Execution {
+        (**self).execution()
+    }
+
+    fn max_batch(&self) -> usize {
+        (**self).max_batch()
+    }
+}

@@ -1,0 +1,553 @@
+//! One discovery: the build as a stream, test binaries listed the moment they are there, doctests at the end.
+//!
+//! What compiles is decided by `cargo test --no-run`, so that it is exactly what `cargo test` would compile. That
+//! command stops at the first error, and only `cargo build` has `--keep-going`; so after a failed build a second pass
+//! builds whatever can still be built, and what it says again is not shown again.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cargo_metadata::{Artifact, Message, Metadata, Package, PackageId, Target, TargetKind};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::cache::Cache;
+use super::diagnostics::{Shown, cargo_failed};
+use super::doctest::{self, Library};
+use super::gate::{BuildGate, BuildGuard};
+use super::list::{self, Listed};
+use super::options::{CargoOptions, RunIgnored};
+use super::process::{CargoProcess, Said, cargo_command, not_started};
+use super::select::{Origin, Selected, Selection, selected_packages};
+use super::toolchain::{Toolchain, load_config};
+use super::unit::{BuildFacts, binary_id, has_custom_harness};
+use crate::framework::{Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestRecord};
+use crate::worker::{Harness, Unit};
+
+/// Test binaries that are listed at once, doctests that are looked for at once.
+const LISTED_AT_ONCE: usize = 4;
+
+/// What a discovery tells the framework that outlives it.
+pub(super) struct Found {
+    /// Where the workspace is.
+    pub(super) workspace_root: PathBuf,
+}
+
+/// Runs one discovery.
+pub(super) async fn discover(
+    options: &CargoOptions,
+    gate: &Arc<BuildGate>,
+    sink: &DiscoverySink,
+) -> FrameworkResult<Found> {
+    let selection = Selection::new(options)?;
+    let dir = match &options.current_dir {
+        Some(dir) => std::path::absolute(dir),
+        None => std::env::current_dir(),
+    };
+    let dir = dir.map_err(|error| {
+        FrameworkError::Usage(format!("cannot find out the working directory: {error}; change to one that exists"))
+    })?;
+    let config = load_config(&dir)?;
+    let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+    let configured = config.build.jobs.map(|jobs| match usize::try_from(jobs) {
+        Ok(jobs) => jobs,
+        // As in Cargo: so many fewer than there are.
+        Err(_) => cpus().saturating_sub(jobs.unsigned_abs() as usize),
+    });
+    let jobs = options.build_jobs.or(configured).unwrap_or_else(cpus).max(1);
+
+    // The build starts first: everything else is done while it goes on.
+    let started = Instant::now();
+    let guard = gate.close(jobs).map_err(|error| {
+        FrameworkError::Discovery(format!(
+            "cannot create the pipe that the build and the tests share: {error}; run again"
+        ))
+    })?;
+    sink.send(Discovered::BuildStarted);
+    let build = start_build(&dir, &first_pass_args(options), &guard)?;
+    let metadata = read_metadata(options, &dir, true).await?;
+    let output_dir = if options.output_dir.as_os_str().is_empty() {
+        metadata.target_directory.join("offload").into_std_path_buf()
+    } else {
+        dir.join(&options.output_dir)
+    };
+    let mut cache = Cache::load(&output_dir);
+    let toolchain = Toolchain::resolve(config, options.target.as_deref(), &mut cache).await?;
+
+    let packages: HashMap<_, _> =
+        metadata.packages.iter().map(|package| (package.id.clone(), Arc::new(package.clone()))).collect();
+    let selected: Vec<_> = selected_packages(options, &metadata, &dir).into_iter().map(|p| p.id.clone()).collect();
+    let mut discovery = Discovery {
+        helpers: expected_helpers(&selected, &packages),
+        options,
+        selection,
+        sink,
+        dir,
+        metadata,
+        packages,
+        toolchain,
+        cache,
+        facts: BuildFacts::default(),
+        libraries: HashMap::new(),
+        seen: HashSet::new(),
+        listings: JoinSet::new(),
+        permits: Arc::new(Semaphore::new(LISTED_AT_ONCE)),
+        building: true,
+        ungrouped: 0,
+    };
+    let success = discovery.build(build, &guard).await?;
+    drop(guard);
+    discovery.building = false;
+    sink.send(Discovered::BuildFinished { success, duration: started.elapsed() });
+    if options.wants_doctests() {
+        discovery.find_doctests(&selected);
+    }
+    discovery.finish_listings().await;
+    discovery.cache.save();
+    if discovery.ungrouped > 0 {
+        let (tests, are) = if discovery.ungrouped == 1 { ("test", "is") } else { ("tests", "are") };
+        sink.send(Discovered::Warning(format!(
+            "{} {tests} that no group selects {are} not part of the run; a group without filters selects the rest",
+            discovery.ungrouped
+        )));
+    }
+    if !success {
+        sink.send(Discovered::Problem(
+            "Some targets do not compile, so their tests are missing from this run; mend the errors that Cargo reports \
+             above and run again"
+                .to_owned(),
+        ));
+    }
+    Ok(Found { workspace_root: discovery.metadata.workspace_root.into_std_path_buf() })
+}
+
+const MESSAGES: &str = "--message-format=json-render-diagnostics";
+
+/// What `cargo test` would compile.
+fn first_pass_args(options: &CargoOptions) -> Vec<String> {
+    let mut args: Vec<String> = if options.doc {
+        // `cargo test --doc` cannot be told not to run; what it needs is the library.
+        vec!["build".to_owned(), "--lib".to_owned(), MESSAGES.to_owned()]
+    } else {
+        vec!["test".to_owned(), "--no-run".to_owned(), MESSAGES.to_owned()]
+    };
+    args.extend(options.package_args());
+    if !options.doc {
+        args.extend(options.target_args());
+    }
+    args.extend(options.feature_args());
+    args.extend(options.build_args());
+    args.extend(options.color_args());
+    args
+}
+
+/// What can still be compiled after an error. Diagnostics come as messages, so that they can be told apart.
+fn second_pass_args(options: &CargoOptions) -> Vec<String> {
+    let form = if options.color == Some(true) { "json-diagnostic-rendered-ansi" } else { "json" };
+    let mut args = vec!["build".to_owned(), "--keep-going".to_owned(), format!("--message-format={form}")];
+    args.extend(options.package_args());
+    args.extend(if options.doc { vec!["--lib".to_owned()] } else { options.keep_going_target_args() });
+    args.extend(options.feature_args());
+    args.extend(options.build_args());
+    args.extend(options.color_args());
+    args
+}
+
+fn start_build(dir: &Path, args: &[String], guard: &BuildGuard) -> FrameworkResult<CargoProcess> {
+    let mut command = cargo_command(dir, args.iter().cloned());
+    guard.configure(&mut command);
+    CargoProcess::start(command)
+}
+
+async fn read_metadata(options: &CargoOptions, dir: &Path, members_only: bool) -> FrameworkResult<Metadata> {
+    let mut args = vec!["metadata".to_owned(), "--format-version=1".to_owned()];
+    if members_only {
+        args.push("--no-deps".to_owned());
+    } else {
+        args.extend(options.feature_args());
+    }
+    args.extend(options.workspace_args());
+    args.extend(options.color_args());
+    let mut command = tokio::process::Command::from(cargo_command(dir, args));
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(|error| not_started(&error))?;
+    if !output.status.success() {
+        let lines: Vec<_> = String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+        return Err(cargo_failed(dir, &lines, None));
+    }
+    let mut metadata =
+        cargo_metadata::MetadataCommand::parse(String::from_utf8_lossy(&output.stdout)).map_err(|error| {
+            FrameworkError::Discovery(format!(
+                "cannot read what `cargo metadata` printed in {}: {error}; check that this is Cargo 1.71 or newer",
+                dir.display()
+            ))
+        })?;
+    // `--target-dir` is an option of builds only.
+    if let Some(target_dir) = &options.target_dir
+        && let Ok(target_dir) = cargo_metadata::camino::Utf8PathBuf::from_path_buf(dir.join(target_dir))
+    {
+        if metadata.build_directory.as_ref() == Some(&metadata.target_directory) {
+            metadata.build_directory = Some(target_dir.clone());
+        }
+        metadata.target_directory = target_dir;
+    }
+    Ok(metadata)
+}
+
+/// Programs of the selected packages that tests may start while they are still being built.
+fn expected_helpers(
+    selected: &[PackageId],
+    packages: &HashMap<PackageId, Arc<Package>>,
+) -> HashSet<(PackageId, String)> {
+    let mut helpers = HashSet::new();
+    for package in selected.iter().filter_map(|id| packages.get(id)) {
+        let has_integration_tests = package.targets.iter().any(Target::is_test);
+        for target in &package.targets {
+            if (target.is_bin() && has_integration_tests) || (target.is_example() && !target.test) {
+                helpers.insert((package.id.clone(), target.name.clone()));
+            }
+        }
+    }
+    helpers
+}
+
+/// A test binary or library that was asked for its tests.
+struct Listing {
+    package: Arc<Package>,
+    /// `None` for doctests.
+    target: Option<Target>,
+    unit: Unit,
+    /// The file whose identity says whether the answer still holds.
+    file: PathBuf,
+    outcome: ListOutcome,
+}
+
+enum ListOutcome {
+    /// A standard harness, or one that lists like it.
+    Tests(Vec<Listed>),
+    /// A target without the standard harness answered (or its answer was remembered).
+    Probed(Option<Vec<Listed>>),
+    /// Doctests, found with this in mind.
+    Doctests {
+        tests: Vec<Listed>,
+        remember: bool,
+    },
+    Failed(String),
+}
+
+struct Discovery<'a> {
+    options: &'a CargoOptions,
+    selection: Selection,
+    sink: &'a DiscoverySink,
+    dir: PathBuf,
+    metadata: Metadata,
+    packages: HashMap<PackageId, Arc<Package>>,
+    toolchain: Toolchain,
+    cache: Cache,
+    facts: BuildFacts,
+    /// Built libraries that can have doctests.
+    libraries: HashMap<PackageId, PathBuf>,
+    /// Programs that tests may need and that are not built yet.
+    helpers: HashSet<(PackageId, String)>,
+    /// Test binaries that were announced.
+    seen: HashSet<PathBuf>,
+    listings: JoinSet<Listing>,
+    permits: Arc<Semaphore>,
+    building: bool,
+    ungrouped: usize,
+}
+
+impl Discovery<'_> {
+    /// Follows the build to its end. Returns whether everything was built.
+    async fn build(&mut self, first: CargoProcess, guard: &BuildGuard) -> FrameworkResult<bool> {
+        let mut shown = Shown::default();
+        if self.pass(first, &mut shown, false).await? {
+            return Ok(true);
+        }
+        let second = start_build(&self.dir, &second_pass_args(self.options), guard)?;
+        self.pass(second, &mut shown, true).await?;
+        Ok(false)
+    }
+
+    async fn pass(&mut self, mut cargo: CargoProcess, shown: &mut Shown, again: bool) -> FrameworkResult<bool> {
+        let mut finished = None;
+        // Errors before the first message may be Cargo's own; then they are the error and not the build's output.
+        let mut held: Vec<String> = Vec::new();
+        let mut any_message = false;
+        loop {
+            let said = tokio::select! {
+                biased;
+                Some(listing) = self.listings.join_next() => {
+                    self.listed(listing);
+                    continue;
+                }
+                said = cargo.next() => said,
+            };
+            match said {
+                None => break,
+                Some(Said::Line(line)) if again => {
+                    if shown.is_new_line(&line) {
+                        self.sink.send(Discovered::BuildOutput(line));
+                    }
+                }
+                Some(Said::Line(line)) => {
+                    if !any_message && (!held.is_empty() || console::strip_ansi_codes(&line).starts_with("error")) {
+                        held.push(line);
+                    } else {
+                        shown.add(&line);
+                        self.sink.send(Discovered::BuildOutput(line));
+                    }
+                }
+                Some(Said::Message(message)) => {
+                    any_message = true;
+                    for line in held.drain(..) {
+                        shown.add(&line);
+                        self.sink.send(Discovered::BuildOutput(line));
+                    }
+                    match *message {
+                        Message::CompilerArtifact(artifact) => self.artifact(artifact).await?,
+                        Message::BuildScriptExecuted(script) => self.facts.add_script(script),
+                        Message::BuildFinished(end) => finished = Some(end.success),
+                        Message::CompilerMessage(message) if again => {
+                            let rendered = message.message.rendered.unwrap_or_default();
+                            if self.selects(&message.package_id, &message.target) && shown.is_new_block(&rendered) {
+                                for line in rendered.lines() {
+                                    self.sink.send(Discovered::BuildOutput(line.to_owned()));
+                                }
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        let status = cargo.wait().await?;
+        match finished {
+            Some(success) => {
+                for line in held {
+                    self.sink.send(Discovered::BuildOutput(line));
+                }
+                Ok(success && status.success())
+            }
+            None if again => Ok(false),
+            None => Err(cargo_failed(&self.dir, &held, Some(&self.metadata))),
+        }
+    }
+
+    /// Whether the options select a target. The second pass builds more than what was asked for.
+    fn selects(&self, package: &PackageId, target: &Target) -> bool {
+        let options = self.options;
+        // Libraries and binaries are built for the sake of others, too: their errors always matter.
+        if !options.selects_targets() || options.all_targets || !self.packages.contains_key(package) {
+            return true;
+        }
+        match target.kind.first() {
+            Some(TargetKind::Test) => options.tests || options.test.contains(&target.name),
+            Some(TargetKind::Example) => options.examples || options.example.contains(&target.name) || options.tests,
+            Some(TargetKind::Bench) => options.benches || options.bench.contains(&target.name) || options.tests,
+            _ => true,
+        }
+    }
+
+    /// Whether the options select the tests of a target.
+    fn selects_tests_of(&self, target: &Target) -> bool {
+        let options = self.options;
+        if options.doc {
+            return false;
+        }
+        if !options.selects_targets() || options.all_targets {
+            return true;
+        }
+        let tests = options.tests && target.test;
+        match target.kind.first() {
+            Some(TargetKind::Test) => tests || options.test.contains(&target.name),
+            Some(TargetKind::Example) => tests || options.examples || options.example.contains(&target.name),
+            Some(TargetKind::Bench) => tests || options.benches || options.bench.contains(&target.name),
+            Some(TargetKind::Bin) => tests || options.bins || options.bin.contains(&target.name),
+            // `--benches` takes libraries and binaries with `bench = true` along; Cargo has decided that.
+            _ => tests || options.lib || options.benches,
+        }
+    }
+
+    async fn artifact(&mut self, artifact: Artifact) -> FrameworkResult<()> {
+        if let Some(library) = Library::of(&artifact) {
+            self.libraries.insert(artifact.package_id.clone(), library);
+        }
+        if !artifact.profile.test {
+            if artifact.executable.is_some() {
+                self.helpers.remove(&(artifact.package_id, artifact.target.name));
+            }
+            return Ok(());
+        }
+        let Some(executable) = artifact.executable.clone() else { return Ok(()) };
+        let executable = executable.into_std_path_buf();
+        if !self.selects_tests_of(&artifact.target) || !self.seen.insert(executable.clone()) {
+            return Ok(());
+        }
+        let Some(package) = self.package(&artifact.package_id).await? else {
+            self.problem(&executable, "belongs to a package that `cargo metadata` does not know");
+            return Ok(());
+        };
+        let Some(mut unit) = self.facts.unit(&artifact, &package, &self.metadata, &self.toolchain) else {
+            self.problem(&executable, "is not where Cargo puts test binaries");
+            return Ok(());
+        };
+        unit.extra_args.clone_from(&self.options.harness_args);
+        let custom = has_custom_harness(&package, &artifact.target);
+        let remembered_opaque = custom && self.cache.opaque(&executable) == Some(true);
+        let permits = self.permits.clone();
+        let target = Some(artifact.target);
+        self.listings.spawn(async move {
+            // The semaphore is never closed; without a permit the listing would only be less orderly.
+            let _permit = permits.acquire().await;
+            let outcome = if remembered_opaque {
+                ListOutcome::Probed(None)
+            } else if custom {
+                list::probe(&unit).await.map_or_else(ListOutcome::Failed, ListOutcome::Probed)
+            } else {
+                list::list(&unit).await.map_or_else(ListOutcome::Failed, ListOutcome::Tests)
+            };
+            Listing { package, target, unit, file: executable, outcome }
+        });
+        Ok(())
+    }
+
+    /// The package with this id. Tests of packages outside the workspace can be asked for with `--package`.
+    async fn package(&mut self, id: &PackageId) -> FrameworkResult<Option<Arc<Package>>> {
+        if !self.packages.contains_key(id) {
+            let all = read_metadata(self.options, &self.dir, false).await?;
+            for package in all.packages {
+                self.packages.entry(package.id.clone()).or_insert_with(|| Arc::new(package));
+            }
+        }
+        Ok(self.packages.get(id).cloned())
+    }
+
+    fn problem(&self, binary: &Path, what: &str) {
+        self.sink.send(Discovered::Problem(format!(
+            "cannot list the tests of {}: it {what}; its tests are missing from this run",
+            binary.display()
+        )));
+    }
+
+    /// Takes in the answer of one binary or library.
+    fn listed(&mut self, listing: Result<Listing, tokio::task::JoinError>) {
+        let Listing { package, target, mut unit, file, outcome } = match listing {
+            Ok(listing) => listing,
+            Err(error) => {
+                self.sink.send(Discovered::Problem(format!("listing tests failed inside the runner: {error}")));
+                return;
+            }
+        };
+        let tests = match outcome {
+            ListOutcome::Tests(tests) => tests,
+            ListOutcome::Probed(answer) => {
+                self.cache.set_opaque(&file, answer.is_none());
+                answer.unwrap_or_else(|| {
+                    unit.harness = Harness::Opaque;
+                    vec![Listed::new(target.as_ref().map_or("main", |target| target.name.as_str()))]
+                })
+            }
+            ListOutcome::Doctests { tests, remember } => {
+                if remember {
+                    self.cache.set_doctests(&file, &self.doctest_context(), tests.clone());
+                }
+                tests
+            }
+            ListOutcome::Failed(what) => {
+                let whose = match target {
+                    Some(_) => format!("the tests of {}: it", file.display()),
+                    None => format!("the doctests of {}:", package.name),
+                };
+                self.sink.send(Discovered::Problem(format!(
+                    "cannot list {whose} {what}\nThese tests are missing from this run; run the command by hand to see more"
+                )));
+                return;
+            }
+        };
+        let tests = self.records(&package, target.as_ref(), unit, tests);
+        if !tests.is_empty() {
+            self.sink.send(Discovered::Tests(tests));
+        }
+    }
+
+    fn records(
+        &mut self,
+        package: &Package,
+        target: Option<&Target>,
+        mut unit: Unit,
+        tests: Vec<Listed>,
+    ) -> Vec<TestRecord> {
+        if unit.harness != Harness::Opaque && self.options.run_ignored != RunIgnored::Default {
+            unit.extra_args.push("--include-ignored".to_owned());
+        }
+        let id = target.map_or_else(|| format!("{}::doc", package.name), |target| binary_id(package, target));
+        let provisional = self.building && !self.helpers.is_empty();
+        let suite = Arc::new(Suite { id, unit: Some(Arc::new(unit)) });
+        let origin = Origin {
+            package,
+            kind: target.and_then(|target| target.kind.first()),
+            target: target.map_or("", |target| target.name.as_str()),
+        };
+        let mut records = Vec::with_capacity(tests.len());
+        for test in tests {
+            let (group, retries, individual) = match self.selection.select(origin, &test.name, test.ignored.is_some()) {
+                Selected::Yes { group, retries, individual } => (group, retries, individual),
+                Selected::No => continue,
+                Selected::NoGroup => {
+                    self.ungrouped += 1;
+                    continue;
+                }
+            };
+            let mut record = TestRecord::new(format!("{} {}", suite.id, test.name), test.name, suite.clone());
+            record.group = group;
+            record.retry_count = retries;
+            record.schedule_individual = individual;
+            record.provisional = provisional;
+            record.skipped = test.ignored.filter(|_| self.selection.skips_ignored()).map(|reason| {
+                Arc::from(if reason.is_empty() { "ignored".to_owned() } else { format!("ignored, {reason}") })
+            });
+            records.push(record);
+        }
+        records
+    }
+
+    /// Starts to look for the doctests of the selected packages.
+    fn find_doctests(&mut self, selected: &[PackageId]) {
+        let context = self.doctest_context();
+        for id in selected {
+            let (Some(package), Some(library)) = (self.packages.get(id).cloned(), self.libraries.remove(id)) else {
+                continue;
+            };
+            let mut unit = doctest::unit(self.options, &package, &self.dir, &self.toolchain.cargo);
+            unit.extra_args.clone_from(&self.options.harness_args);
+            let remembered = self.cache.doctests(&library, &context);
+            let root = self.metadata.workspace_root.clone().into_std_path_buf();
+            let permits = self.permits.clone();
+            self.listings.spawn(async move {
+                let _permit = permits.acquire().await;
+                let library = Library::read(library, &root);
+                let outcome = match remembered.filter(|_| library.sources.cacheable) {
+                    Some(tests) => ListOutcome::Doctests { tests, remember: false },
+                    None => doctest::list(&unit, library.sources.may_ignore).await.map_or_else(
+                        ListOutcome::Failed,
+                        |tests| ListOutcome::Doctests { tests, remember: library.sources.cacheable },
+                    ),
+                };
+                Listing { package, target: None, unit, file: library.file, outcome }
+            });
+        }
+    }
+
+    fn doctest_context(&self) -> String {
+        format!("{}\n{}", self.toolchain.rustdoc_flags, self.options.feature_args().join(" "))
+    }
+
+    async fn finish_listings(&mut self) {
+        while let Some(listing) = self.listings.join_next().await {
+            self.listed(listing);
+        }
+    }
+}

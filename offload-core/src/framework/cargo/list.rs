@@ -1,0 +1,203 @@
+//! Asks test binaries for the tests that they hold.
+//!
+//! A binary is listed in the environment in which its tests run, through the same runner. One spawn is enough where the
+//! harness can list as JSON, which tells ignored tests too; harnesses that cannot are asked twice. A target without the
+//! standard harness may not know the question at all and just run: it gets a time limit, and unless it answers
+//! properly it is one opaque test.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+
+use crate::worker::Unit;
+
+/// How long a standard harness may take to list its tests.
+const LIST_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a target without the standard harness may take to answer `--list`.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A test, as its binary lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Listed {
+    pub(super) name: String,
+    /// The harness leaves the test out unless told otherwise, for this reason (may be empty).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ignored: Option<String>,
+}
+
+impl Listed {
+    /// A test that is not ignored.
+    pub(super) fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ignored: None }
+    }
+}
+
+/// Lists the tests of a binary with the standard harness. The error says what happened, for people.
+pub(super) async fn list(unit: &Unit) -> Result<Vec<Listed>, String> {
+    let json = run(unit, &["--list", "--format", "json", "-Z", "unstable-options"], true, LIST_LIMIT).await?;
+    if let Ended::Exited { status, stdout, .. } = &json
+        && status.success()
+        && let Some(tests) = parse_json(stdout)
+    {
+        return Ok(tests);
+    }
+    let all = terse(unit, &["--list", "--format", "terse"], LIST_LIMIT).await?;
+    if all.is_empty() {
+        return Ok(all);
+    }
+    let ignored = terse(unit, &["--list", "--format", "terse", "--ignored"], LIST_LIMIT).await?;
+    Ok(mark_ignored(all, &ignored))
+}
+
+/// Lists the tests of a binary without the standard harness; `None` if it is one opaque test.
+pub(super) async fn probe(unit: &Unit) -> Result<Option<Vec<Listed>>, String> {
+    let args = ["--list", "--format", "terse"];
+    let Ended::Exited { status, stdout, .. } = run(unit, &args, false, PROBE_LIMIT).await? else { return Ok(None) };
+    let Some(all) = status.success().then(|| parse_terse(&stdout)).flatten().filter(|tests| !tests.is_empty()) else {
+        return Ok(None);
+    };
+    let ignored = terse(unit, &["--list", "--format", "terse", "--ignored"], PROBE_LIMIT).await.unwrap_or_default();
+    // A harness that ignores `--ignored` would otherwise seem to ignore every test.
+    let ignored = if ignored.len() == all.len() { Vec::new() } else { ignored };
+    Ok(Some(mark_ignored(all, &ignored)))
+}
+
+/// Marks those of `all` that are listed in `ignored` too.
+pub(super) fn mark_ignored(mut all: Vec<Listed>, ignored: &[Listed]) -> Vec<Listed> {
+    let ignored: std::collections::HashSet<_> = ignored.iter().map(|test| test.name.as_str()).collect();
+    for test in &mut all {
+        if ignored.contains(test.name.as_str()) {
+            test.ignored = Some(String::new());
+        }
+    }
+    all
+}
+
+async fn terse(unit: &Unit, args: &[&str], limit: Duration) -> Result<Vec<Listed>, String> {
+    match run(unit, args, false, limit).await? {
+        Ended::TimedOut => Err(format!("did not end within {} s", limit.as_secs())),
+        Ended::Exited { status, stdout, stderr } => match parse_terse(&stdout) {
+            Some(tests) if status.success() => Ok(tests),
+            _ => Err(format!("ended with {status} and wrote:\n{}{}", excerpt(&stdout), excerpt(&stderr))),
+        },
+    }
+}
+
+/// The first lines of what a program wrote.
+fn excerpt(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).lines().take(20).fold(String::new(), |text, line| text + line + "\n")
+}
+
+/// Reads the JSON form; `None` if it is something else.
+fn parse_json(stdout: &[u8]) -> Option<Vec<Listed>> {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        event: &'a str,
+        name: Option<String>,
+        ignore: Option<bool>,
+        ignore_message: Option<String>,
+    }
+    let mut tests = Vec::new();
+    let mut complete = false;
+    for line in stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        // What static initialisers write is nobody's listing.
+        let Ok(line) = serde_json::from_slice::<Line>(line) else { continue };
+        match (line.event, line.name) {
+            ("discovered", Some(name)) => {
+                let ignored = line.ignore.unwrap_or(false).then(|| line.ignore_message.unwrap_or_default());
+                tests.push(Listed { name, ignored });
+            }
+            ("completed", _) => complete = true,
+            _ => {}
+        }
+    }
+    complete.then_some(tests)
+}
+
+/// Reads the terse form; `None` if a line is something else.
+pub(super) fn parse_terse(stdout: &[u8]) -> Option<Vec<Listed>> {
+    String::from_utf8_lossy(stdout)
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| line.strip_suffix(": test").or_else(|| line.strip_suffix(": benchmark")).map(Listed::new))
+        .collect()
+}
+
+enum Ended {
+    Exited { status: ExitStatus, stdout: Vec<u8>, stderr: Vec<u8> },
+    TimedOut,
+}
+
+/// Ends a process and everything that it started in its group, unless it was waited for.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        kill_group(&self.0);
+    }
+}
+
+/// Kills the process group that `child` leads, if `child` was not waited for yet.
+pub(super) fn kill_group(child: &Child) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid
+        && let Err(error) = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)
+    {
+        tracing::debug!(%error, ?pid, "cannot kill a process group");
+    }
+}
+
+async fn run(unit: &Unit, args: &[&str], json: bool, limit: Duration) -> Result<Ended, String> {
+    let mut command = Command::new(&unit.program);
+    command.args(&unit.args).args(args).envs(&unit.env).current_dir(&unit.cwd);
+    if json {
+        // Lets a stable libtest list as JSON; 0 leaves a rustc that the program might start as it is.
+        command.env("RUSTC_BOOTSTRAP", "0");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    let child = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
+    let mut group = Group(child);
+    let mut stdout_pipe = group.0.stdout.take().ok_or("has no standard output")?;
+    let mut stderr_pipe = group.0.stderr.take().ok_or("has no standard error")?;
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    // Waited for last: until then the group can still be killed.
+    let read = async { tokio::join!(stdout_pipe.read_to_end(&mut stdout), stderr_pipe.read_to_end(&mut stderr)) };
+    match tokio::time::timeout(limit, read).await {
+        Err(_) => Ok(Ended::TimedOut),
+        Ok(_) => match tokio::time::timeout(limit, group.0.wait()).await {
+            Err(_) => Ok(Ended::TimedOut),
+            Ok(Err(error)) => Err(format!("cannot be waited for: {error}")),
+            Ok(Ok(status)) => Ok(Ended::Exited { status, stdout, stderr }),
+        },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_listings_tell_ignored_tests_and_skip_noise() {
+        let text = br#"hello from a constructor
+{ "type": "suite", "event": "discovery" }
+{ "type": "test", "event": "discovered", "name": "a::b", "ignore": false, "ignore_message": "" }
+{ "type": "test", "event": "discovered", "name": "c \"d\"", "ignore": true, "ignore_message": "slow" }
+{ "type": "suite", "event": "completed", "tests": 2, "benchmarks": 0, "total": 2, "ignored": 1 }
+"#;
+        let tests = parse_json(text).unwrap();
+        assert_eq!(tests, [Listed::new("a::b"), Listed { name: "c \"d\"".into(), ignored: Some("slow".into()) }]);
+        assert_eq!(parse_json(b"a::b: test\n"), None);
+        assert_eq!(parse_json(br#"{ "type": "suite", "event": "discovery" }"#), None, "cut off");
+    }
+
+    #[test]
+    fn terse_listings_are_all_or_nothing() {
+        assert_eq!(parse_terse(b"a: test\n\nb: benchmark\n"), Some(vec![Listed::new("a"), Listed::new("b")]));
+        assert_eq!(parse_terse(b"a: test\nrunning everything\n"), None);
+    }
+}

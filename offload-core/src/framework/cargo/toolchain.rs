@@ -1,0 +1,194 @@
+//! Which Cargo and rustc are used, and what the user's Cargo configuration says about running tests.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use cargo_config2::{Config, ResolveOptions};
+
+use super::cache::{Cache, RustcPaths};
+use crate::framework::{FrameworkError, FrameworkResult};
+
+/// The Cargo to call: the one that called us, else the one in `PATH`.
+pub(super) fn cargo_program() -> PathBuf {
+    env::var_os("CARGO").filter(|cargo| !cargo.is_empty()).map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+/// Reads Cargo's configuration as it applies in `dir`.
+pub(super) fn load_config(dir: &Path) -> FrameworkResult<Config> {
+    Config::load_with_options(dir, ResolveOptions::default().cargo(cargo_program())).map_err(|error| {
+        FrameworkError::Usage(format!(
+            "cannot read Cargo's configuration for {}: {}; mend the file (or variable) that it names",
+            dir.display(),
+            with_sources(&error),
+        ))
+    })
+}
+
+/// A kind of machine for which tests are built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Platform {
+    libdir: PathBuf,
+    runner: Vec<String>,
+}
+
+/// What test processes inherit from the toolchain and from Cargo's configuration.
+#[derive(Debug)]
+pub(super) struct Toolchain {
+    /// The path of the real Cargo, as tests get it in `CARGO`.
+    pub(super) cargo: PathBuf,
+    host: Platform,
+    target: Option<(String, Platform)>,
+    /// The configuration's `[env]` as far as it applies.
+    pub(super) env: BTreeMap<String, String>,
+    /// What rustup's proxy adds to the library path, where tests would be started through it.
+    pub(super) proxy_libdir: Option<PathBuf>,
+    /// Everything in the environment and configuration that changes what rustdoc sees.
+    pub(super) rustdoc_flags: String,
+}
+
+impl Toolchain {
+    /// Asks rustc (or the cache) and resolves the configuration for `target` (the configured one when `None`).
+    pub(super) async fn resolve(config: Config, target: Option<&str>, cache: &mut Cache) -> FrameworkResult<Self> {
+        let paths = rustc_paths(config.rustc().path.as_path(), cache).await?;
+        let host_triple = triple_of(&paths.libdir).unwrap_or_default();
+        let target = target.map(str::to_owned).or_else(|| {
+            let configured = config.build.target.as_ref()?.first()?;
+            Some(configured.triple().to_owned())
+        });
+        let runner = |triple: &str| runner(&config, triple);
+        let host = Platform { runner: runner(&host_triple)?, libdir: paths.libdir.clone() };
+        let target = match target {
+            // `--target` may be the path of a specification; directories are named after its stem.
+            Some(target) => {
+                let name = target.strip_suffix(".json").map_or(target.as_str(), |path| {
+                    Path::new(path).file_name().and_then(OsStr::to_str).unwrap_or(path)
+                });
+                let libdir = paths.sysroot.join("lib/rustlib").join(name).join("lib");
+                Some((name.to_owned(), Platform { runner: runner(&target)?, libdir }))
+            }
+            None => None,
+        };
+
+        let env = config
+            .env
+            .iter()
+            .filter(|(name, value)| value.force || env::var_os(name).is_none())
+            .map(|(name, value)| (name.clone(), value.value.to_string_lossy().into_owned()))
+            .collect();
+        let own = paths.sysroot.join("bin").join(format!("cargo{}", env::consts::EXE_SUFFIX));
+        let called_by_cargo = env::var_os("CARGO").is_some_and(|cargo| !cargo.is_empty());
+        let proxied = !called_by_cargo && own.exists();
+        let mut rustdoc_flags = String::new();
+        for name in ["RUSTDOCFLAGS", "CARGO_ENCODED_RUSTDOCFLAGS", "CARGO_BUILD_RUSTDOCFLAGS", "RUSTFLAGS"] {
+            rustdoc_flags.push_str(&env::var(name).unwrap_or_default());
+            rustdoc_flags.push('\n');
+        }
+        let triple = target.as_ref().map_or(host_triple.as_str(), |(name, _)| name);
+        if let Ok(Some(flags)) = config.rustdocflags(triple) {
+            rustdoc_flags.push_str(&flags.flags.join(" "));
+        }
+        Ok(Self {
+            cargo: if proxied { own } else { cargo_program() },
+            host,
+            target,
+            env,
+            proxy_libdir: proxied.then(|| paths.sysroot.join("lib")),
+            rustdoc_flags,
+        })
+    }
+
+    fn platform(&self, dest: &Path) -> &Platform {
+        match &self.target {
+            // Proc-macros are built for the host even with `--target`; only their directory tells.
+            Some((name, platform)) if dest.components().any(|part| part.as_os_str() == name.as_str()) => platform,
+            Some(_) | None => &self.host,
+        }
+    }
+
+    /// The standard library's directory for programs below `dest` (`target/debug`, `target/<triple>/debug`).
+    pub(super) fn libdir(&self, dest: &Path) -> &Path {
+        &self.platform(dest).libdir
+    }
+
+    /// The configured runner for programs below `dest`: a program and its first arguments, or nothing.
+    pub(super) fn runner(&self, dest: &Path) -> &[String] {
+        &self.platform(dest).runner
+    }
+}
+
+fn runner(config: &Config, triple: &str) -> FrameworkResult<Vec<String>> {
+    if triple.is_empty() {
+        return Ok(Vec::new());
+    }
+    let runner = config.runner(triple).map_err(|error| {
+        FrameworkError::Usage(format!(
+            "cannot resolve the runner that Cargo's configuration gives for {triple}: {}; mend `target.*.runner`",
+            with_sources(&error)
+        ))
+    })?;
+    Ok(runner.map_or_else(Vec::new, |runner| {
+        std::iter::once(runner.path.to_string_lossy().into_owned())
+            .chain(runner.args.iter().map(|arg| arg.to_string_lossy().into_owned()))
+            .collect()
+    }))
+}
+
+/// `…/rustlib/<triple>/lib` names the host.
+fn triple_of(libdir: &Path) -> Option<String> {
+    Some(libdir.parent()?.file_name()?.to_str()?.to_owned())
+}
+
+async fn rustc_paths(rustc: &Path, cache: &mut Cache) -> FrameworkResult<RustcPaths> {
+    // A rustc found through PATH may be rustup's proxy, whose answer depends on more than the file.
+    let cacheable = rustc.is_absolute();
+    if cacheable && let Some(paths) = cache.rustc(rustc) {
+        return Ok(paths);
+    }
+    let command = format!("{} --print sysroot --print target-libdir", rustc.display());
+    let failed = |what: String| {
+        FrameworkError::Discovery(format!(
+            "`{command}` was to say where the standard library is, but {what}; check that the Rust toolchain is complete"
+        ))
+    };
+    let output = tokio::process::Command::new(rustc)
+        .args(["--print", "sysroot", "--print", "target-libdir"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| failed(format!("cannot be started: {error}")))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    match (output.status.success(), lines.next(), lines.next()) {
+        (true, Some(sysroot), Some(libdir)) => {
+            let paths = RustcPaths { sysroot: PathBuf::from(sysroot), libdir: PathBuf::from(libdir) };
+            if cacheable {
+                cache.set_rustc(rustc, paths.clone());
+            }
+            Ok(paths)
+        }
+        _ => Err(failed(format!(
+            "it ended with {} and wrote:\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        ))),
+    }
+}
+
+/// An error with what caused it.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        source = error.source();
+    }
+    text
+}

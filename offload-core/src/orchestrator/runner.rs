@@ -1,0 +1,282 @@
+//! Executes tests within a single sandbox.
+//!
+//! A runner owns its sandbox from the moment it is ready until it is destroyed. Behind it stands the fastest way of
+//! executing that framework and sandbox have in common: a worker, or one command per batch. Either way the dispatcher
+//! hears the same [messages](Message).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::batch;
+use super::scheduler::SandboxIndex;
+use crate::connector::next_event;
+use crate::framework::{Execution, TestFramework, TestInstance, TestOutcome, TestResult};
+use crate::provider::{HostSlot, ProviderResult, Sandbox};
+use crate::worker::libtest::{LibtestOptions, LibtestWorker};
+use crate::worker::{Message, Request, RunItem, TestKey, UnitKey};
+
+/// What a runner tells the dispatcher.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// Something about a test.
+    Message(Message),
+    /// The sandbox broke.
+    Lost(String),
+}
+
+/// A test on its way to a sandbox.
+#[derive(Debug, Clone)]
+pub(super) struct Job {
+    pub key: TestKey,
+    pub instance: TestInstance,
+    pub unit: Option<UnitKey>,
+}
+
+/// What all runners of a run share.
+#[derive(Clone)]
+pub(super) struct RunnerContext {
+    pub run_id: Arc<str>,
+    pub framework: Arc<dyn TestFramework>,
+    pub execution: Execution,
+    pub timeout: Duration,
+    pub no_capture: bool,
+    /// Failures are counted: after one, nothing is started that was not asked for again.
+    pub yield_on_failure: bool,
+    pub reports: mpsc::UnboundedSender<(SandboxIndex, Report)>,
+}
+
+/// Executes tests within a single sandbox.
+pub struct TestRunner {
+    sandbox: Arc<dyn Sandbox>,
+    executor: Executor,
+    timeout: Duration,
+    reports: mpsc::UnboundedSender<(SandboxIndex, Report)>,
+    index: SandboxIndex,
+}
+
+enum Executor {
+    Worker { worker: LibtestWorker, defined: HashSet<UnitKey> },
+    Commands { orders: mpsc::UnboundedSender<Order>, task: tokio::task::JoinHandle<()> },
+}
+
+/// What a runner without a worker can be told.
+enum Order {
+    Run(Vec<Job>),
+    Cancel,
+}
+
+impl TestRunner {
+    /// Takes over a sandbox.
+    pub(super) fn start(
+        index: SandboxIndex,
+        sandbox: Arc<dyn Sandbox>,
+        context: &RunnerContext,
+    ) -> std::io::Result<Self> {
+        let executor = match (&context.execution, sandbox.host_slot()) {
+            (Execution::Libtest(execution), Some(HostSlot { env })) => {
+                let reports = context.reports.clone();
+                let options = LibtestOptions {
+                    slot: index.0 as usize,
+                    isolation: execution.isolation,
+                    no_capture: context.no_capture,
+                    yield_on_failure: context.yield_on_failure,
+                    env,
+                    gate: execution.gate.clone(),
+                    ..LibtestOptions::default()
+                };
+                // Nobody listens any more once the run is over; what a worker still says then is of no interest.
+                let worker = LibtestWorker::spawn(options, move |message| {
+                    let _ = reports.send((index, Report::Message(message)));
+                })?;
+                Executor::Worker { worker, defined: HashSet::new() }
+            }
+            _ => {
+                let (orders, inbox) = mpsc::unbounded_channel();
+                let task = tokio::spawn(run_commands(index, Arc::clone(&sandbox), context.clone(), inbox));
+                Executor::Commands { orders, task }
+            }
+        };
+        Ok(Self { sandbox, executor, timeout: context.timeout, reports: context.reports.clone(), index })
+    }
+
+    /// Appends tests to the sandbox's queue.
+    pub(super) fn run(&mut self, jobs: Vec<Job>) {
+        match &mut self.executor {
+            Executor::Commands { orders, .. } => {
+                // A closed channel means that the task reported the loss of its sandbox, which requeues these too.
+                let _ = orders.send(Order::Run(jobs));
+            }
+            Executor::Worker { worker, defined } => {
+                let mut items = Vec::with_capacity(jobs.len());
+                for job in jobs {
+                    let record = &job.instance.record;
+                    let (Some(unit), Some(key)) = (&record.suite.unit, job.unit) else {
+                        let result = TestResult::new(TestOutcome::Error, Duration::ZERO)
+                            .with_message("the framework said nothing about how to run this test");
+                        let message = Message::Finished { key: job.key, result: Box::new(result) };
+                        let _ = self.reports.send((self.index, Report::Message(message)));
+                        continue;
+                    };
+                    if defined.insert(key) {
+                        worker.send(Request::Define { key, unit: Arc::clone(unit) });
+                    }
+                    let timeout = record.timeout.unwrap_or(self.timeout);
+                    items.push(RunItem {
+                        key: job.key,
+                        unit: key,
+                        name: record.name.clone(),
+                        attempt: job.instance.attempt,
+                        ignored: false,
+                        timeout_ms: u64::try_from(timeout.as_millis()).ok(),
+                    });
+                }
+                worker.send(Request::Run { tests: items });
+            }
+        }
+    }
+
+    /// Asks for tests back that have not started.
+    pub(super) fn take_back(&self, tests: Vec<TestKey>) {
+        match &self.executor {
+            Executor::Worker { worker, .. } => worker.send(Request::TakeBack { tests }),
+            // A batch is one command: all of it has started.
+            Executor::Commands { .. } => {
+                let _ = self.reports.send((self.index, Report::Message(Message::TakenBack { tests: Vec::new() })));
+            }
+        }
+    }
+
+    /// Ends tests; all when `tests` is empty.
+    pub(super) fn cancel(&self, tests: Vec<TestKey>) {
+        match &self.executor {
+            Executor::Worker { worker, .. } => worker.send(Request::Cancel { tests }),
+            Executor::Commands { orders, .. } => {
+                let _ = orders.send(Order::Cancel);
+            }
+        }
+    }
+
+    /// Kills what runs, at once.
+    pub(super) fn kill(&self) {
+        match &self.executor {
+            Executor::Worker { worker, .. } => worker.kill(),
+            Executor::Commands { orders, .. } => {
+                let _ = orders.send(Order::Cancel);
+            }
+        }
+    }
+
+    /// Ends the executor and destroys the sandbox.
+    pub(super) async fn finish(self) -> ProviderResult<()> {
+        let Self { sandbox, executor, .. } = self;
+        match executor {
+            Executor::Worker { worker, .. } => {
+                worker.send(Request::Shutdown);
+                drop(worker);
+            }
+            Executor::Commands { orders, task } => {
+                drop(orders);
+                if let Err(error) = task.await {
+                    tracing::error!(sandbox = sandbox.id(), %error, "the command runner ended abnormally");
+                }
+            }
+        }
+        sandbox.terminate().await
+    }
+}
+
+/// Runs batches, one after the other, until nobody gives orders any more or the sandbox breaks.
+async fn run_commands(
+    index: SandboxIndex,
+    sandbox: Arc<dyn Sandbox>,
+    context: RunnerContext,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) {
+    let report = |report| {
+        let _ = context.reports.send((index, report));
+    };
+    let mut number = 0_u32;
+    let mut result_files = Vec::new();
+    'orders: while let Some(order) = orders.recv().await {
+        let Order::Run(jobs) = order else { continue };
+        if jobs.is_empty() {
+            continue;
+        }
+        number += 1;
+        let result_file = result_file(&context.run_id, index, number);
+        result_files.push(result_file.clone());
+        let instances: Vec<TestInstance> = jobs.iter().map(|job| job.instance.clone()).collect();
+        for job in &jobs {
+            report(Report::Message(Message::Started { key: job.key }));
+        }
+        let execution =
+            batch::run(sandbox.as_ref(), context.framework.as_ref(), &instances, &result_file, context.timeout);
+        tokio::pin!(execution);
+        let results = loop {
+            tokio::select! {
+                results = &mut execution => break results,
+                order = orders.recv() => match order {
+                    // The scheduler gives the next batch only when this one is done.
+                    Some(Order::Run(more)) => {
+                        let tests = more.iter().map(|job| job.key).collect();
+                        report(Report::Message(Message::TakenBack { tests }));
+                    }
+                    Some(Order::Cancel) => {
+                        let tests = jobs.iter().map(|job| job.key).collect();
+                        report(Report::Message(Message::TakenBack { tests }));
+                        continue 'orders;
+                    }
+                    None => break 'orders,
+                },
+            }
+        };
+        match results {
+            Ok(results) if results.iter().all(|result| result.outcome == TestOutcome::NotRun) => {
+                let reason = results.into_iter().find_map(|result| result.message);
+                let reason = reason.unwrap_or_else(|| "the command ended without running any test".to_owned());
+                report(Report::Lost(reason));
+                break;
+            }
+            Ok(results) => {
+                let mut unstarted = Vec::new();
+                for (job, result) in jobs.iter().zip(results) {
+                    if result.outcome == TestOutcome::NotRun {
+                        unstarted.push(job.key);
+                    } else {
+                        report(Report::Message(Message::Finished { key: job.key, result: Box::new(result) }));
+                    }
+                }
+                if !unstarted.is_empty() {
+                    report(Report::Message(Message::TakenBack { tests: unstarted }));
+                }
+            }
+            Err(reason) => {
+                report(Report::Lost(reason));
+                break;
+            }
+        }
+    }
+    if sandbox.host_slot().is_none() && !result_files.is_empty() {
+        remove(sandbox.as_ref(), result_files).await;
+    }
+}
+
+/// Where a batch's results go, in the sandbox.
+fn result_file(run_id: &str, index: SandboxIndex, number: u32) -> String {
+    let dir = std::env::temp_dir();
+    format!("{}/offload-{run_id}-{}-{number}.result", dir.to_string_lossy().trim_end_matches('/'), index.0)
+}
+
+/// Removes our files from a sandbox that may share its file system with something that stays.
+async fn remove(sandbox: &dyn Sandbox, files: Vec<String>) {
+    let command = crate::provider::Command {
+        timeout: Some(Duration::from_secs(30)),
+        ..crate::provider::Command::new("rm", std::iter::once("-f".to_owned()).chain(files))
+    };
+    if let Ok(mut stream) = sandbox.exec_stream(&command).await {
+        while let Some(Ok(_)) = next_event(&mut stream).await {}
+    }
+}

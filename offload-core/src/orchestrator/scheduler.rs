@@ -1,0 +1,586 @@
+//! Decides which test runs where and when. Pure: facts in, actions out; no clock, no I/O, no threads.
+//!
+//! Time is a value that comes with each fact, so whole runs can be simulated, and every property of a schedule can be
+//! tested. How sandboxes are created, reached and given up on after how long a silence is the orchestrator's business,
+//! and so is what a result says: here it passed or failed.
+//!
+//! The parts: `ledger` is what is known of each test, `queue` what waits and in which order, `sandboxes` what is where,
+//! `estimate` how long unknown tests are taken to last, `plan` what is done next. This file is the facts. Every
+//! operation is O(log n) in tests and sandboxes, except for halting, which happens once.
+
+mod estimate;
+mod ledger;
+mod plan;
+mod queue;
+mod sandboxes;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use estimate::Estimates;
+use ledger::{NONE, Nanos, State, Test, moment};
+use queue::Queue;
+use sandboxes::{Batch, Entry, Sandboxes};
+
+/// A test's number within the run: the order in which [`Scheduler::add_test`] got them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TestIndex(pub u32);
+
+/// A sandbox's number within the run. Numbers are never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SandboxIndex(pub u32);
+
+/// What the scheduler needs to know of a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TestSpec {
+    /// Tests of one suite are neighbours: kept together where that costs nothing. Any number.
+    pub suite: u32,
+    /// What earlier runs say of its duration.
+    pub expected: Option<Duration>,
+    /// Further attempts after a failure.
+    pub retries: u32,
+    /// Wants a sandbox to itself while it runs.
+    pub alone: bool,
+    /// A failure before discovery has ended does not count and is run again after it.
+    pub provisional: bool,
+}
+
+/// How the scheduler is to behave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SchedulerConfig {
+    /// The most sandboxes at once.
+    pub max_sandboxes: usize,
+    /// Stop after this many failed tests.
+    pub max_fail: Option<usize>,
+    /// Whether idle sandboxes may run a second copy of a slow test.
+    pub hedge: bool,
+    /// How tests are handed to a sandbox.
+    pub feed: Feed,
+    /// What a test of unknown duration is taken to last.
+    pub default_duration: Duration,
+}
+
+/// How tests are handed to a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feed {
+    /// One by one: as many ahead as keep the sandbox busy over its round-trip time.
+    Stream,
+    /// A batch is one command: large ones first, smaller ones towards the end, at most `max` tests each, the next one
+    /// when the last one is done. With `one_suite` a batch never mixes suites.
+    Batches {
+        /// The most tests in a batch.
+        max: usize,
+        /// Whether all tests of a batch are of one suite.
+        one_suite: bool,
+    },
+}
+
+/// How an attempt ended, as far as scheduling is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Passed, or skipped by itself.
+    Passed,
+    /// Failed in whatever way.
+    Failed,
+}
+
+/// One attempt to be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Assignment {
+    /// The test.
+    pub test: TestIndex,
+    /// Which attempt, from 1. A hedge has the number of the attempt that it duplicates; an attempt lost with its
+    /// sandbox is started again under its number.
+    pub attempt: u32,
+}
+
+/// What the orchestrator is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Create a sandbox; answer with [`Scheduler::sandbox_ready`] or [`Scheduler::sandbox_lost`].
+    CreateSandbox(SandboxIndex),
+    /// Append tests to a sandbox's queue.
+    Assign {
+        /// Where.
+        sandbox: SandboxIndex,
+        /// What, in order.
+        tests: Vec<Assignment>,
+    },
+    /// Ask a sandbox for tests back that it has not started; answer with [`Scheduler::taken_back`] (those that had not
+    /// started; the others will report as usual).
+    TakeBack {
+        /// Where.
+        sandbox: SandboxIndex,
+        /// Which.
+        tests: Vec<TestIndex>,
+    },
+    /// End this attempt, its result is of no use any more. Answered by `taken_back` or, if it was too late, `finished`.
+    Cancel {
+        /// Where.
+        sandbox: SandboxIndex,
+        /// Which.
+        test: TestIndex,
+    },
+    /// The sandbox is not needed any more: destroy it. Nothing is queued or running there.
+    Release(SandboxIndex),
+    /// The test has its outcome: that of its last attempt.
+    Settle(TestIndex),
+    /// The attempt failed and will be repeated.
+    Retry {
+        /// The test.
+        test: TestIndex,
+        /// Attempts that are left.
+        attempts_left: u32,
+    },
+    /// The attempt failed while the build was still going on; forget it, it will be repeated.
+    Repeat(TestIndex),
+    /// The test was lost with its sandbox too often: settle it as an error.
+    GiveUp(TestIndex),
+    /// Sandboxes break and nothing gets done: end the run. Comes once.
+    Abort,
+    /// As many tests failed as allowed: the rest will not be started. Comes once.
+    MaxFailReached,
+}
+
+/// After how many losses while it ran a test is given up.
+const LOSSES: u8 = 3;
+
+/// How often a sandbox may refuse tests without finishing any.
+const REFUSALS: u8 = 3;
+
+/// After how many failed creations in a row no more sandboxes are created than there are.
+const FAILED_CREATIONS: u32 = 3;
+
+/// Decides what runs where and when.
+///
+/// Feed it facts, then call [`next_action`](Self::next_action) until it returns `None`; call that again when
+/// [`next_wakeup`](Self::next_wakeup) says so. `now` is the time since any fixed moment and should not go backwards.
+///
+/// Facts come from workers that nobody vouches for: those that make no sense (a sandbox that does not exist, a test that
+/// it does not have) are ignored.
+///
+/// Each test gets exactly one [`Action::Settle`] or [`Action::GiveUp`], or is in [`unsettled`](Self::unsettled) at the
+/// end.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    tests: Vec<Test>,
+    queue: Queue,
+    sandboxes: Sandboxes,
+    estimates: Estimates,
+    /// What facts have led to and nobody has fetched yet.
+    outbox: VecDeque<Action>,
+    /// The time of the last call of `next_action`.
+    now: Nanos,
+    discovering: bool,
+    /// Nothing more is started.
+    halted: bool,
+    /// Tests that are repeated when discovery has ended.
+    parked: Vec<u32>,
+    unsettled: usize,
+    /// Tests that are on sandboxes with their results wanted, and those among them whose failure would be repeated.
+    out: usize,
+    out_with_retries: usize,
+    /// Tests that wait for an abandoned copy to end.
+    between: usize,
+    failed: usize,
+    /// Unsettled tests of known duration, longest first; what is settled is dropped when it comes up.
+    longest: BinaryHeap<(Nanos, Reverse<u32>)>,
+    known_work: u128,
+    unknown: usize,
+    /// How long it takes to create a sandbox.
+    creation: Option<Nanos>,
+    /// Creations that failed since the last one that succeeded.
+    failed_creations: u32,
+    /// How many sandboxes there can be, judging by failed creations.
+    ceiling: usize,
+    /// Sandboxes lost since the last finished test: all, and those that had been ready and never finished one.
+    losses: u32,
+    deaths: u32,
+}
+
+impl Scheduler {
+    /// A scheduler without tests or sandboxes.
+    pub fn new(config: SchedulerConfig) -> Self {
+        let config = SchedulerConfig { max_sandboxes: config.max_sandboxes.max(1), ..config };
+        Self {
+            estimates: Estimates::new(config.default_duration),
+            tests: Vec::new(),
+            queue: Queue::default(),
+            sandboxes: Sandboxes::default(),
+            outbox: VecDeque::new(),
+            now: 0,
+            discovering: true,
+            halted: false,
+            parked: Vec::new(),
+            unsettled: 0,
+            out: 0,
+            out_with_retries: 0,
+            between: 0,
+            failed: 0,
+            longest: BinaryHeap::new(),
+            known_work: 0,
+            unknown: 0,
+            creation: None,
+            failed_creations: 0,
+            ceiling: config.max_sandboxes,
+            losses: 0,
+            deaths: 0,
+            config,
+        }
+    }
+
+    /// A test was found. Tests may come at any time.
+    pub fn add_test(&mut self, spec: TestSpec) -> TestIndex {
+        // Four billion tests do not fit into memory.
+        let index = self.tests.len() as u32;
+        let suite = self.queue.suite(spec.suite);
+        let test = Test::new(suite, &spec);
+        self.unsettled += 1;
+        match test.expected() {
+            Some(expected) => {
+                self.known_work += u128::from(expected);
+                self.longest.push((expected, Reverse(index)));
+                self.estimates.remember(expected);
+            }
+            None => self.unknown += 1,
+        }
+        self.tests.push(test);
+        if !self.halted {
+            self.queue.push(index, false, &mut self.tests, &self.estimates, self.now);
+        }
+        TestIndex(index)
+    }
+
+    /// No more tests will be found, and what they need is built.
+    pub fn discovery_finished(&mut self) {
+        self.discovering = false;
+        for test in std::mem::take(&mut self.parked) {
+            self.put_back(test, self.now);
+        }
+    }
+
+    /// A sandbox that was to be created can be used. `round_trip`: how long a message there and its answer take.
+    pub fn sandbox_ready(&mut self, sandbox: SandboxIndex, round_trip: Duration, now: Duration) {
+        if let Some(took) = self.sandboxes.set_ready(sandbox.0, moment(round_trip), moment(now)) {
+            self.failed_creations = 0;
+            self.ceiling = self.config.max_sandboxes.min(self.ceiling + 1);
+            self.creation = Some(self.creation.map_or(took, |known| known - known / 4 + took / 4));
+        }
+    }
+
+    /// A sandbox has started a test.
+    pub fn started(&mut self, sandbox: SandboxIndex, test: TestIndex, now: Duration) {
+        let now = moment(now);
+        let Some(state) = self.sandboxes.get(sandbox.0) else { return };
+        // A batch may be reported as started all at once; its tests still run one after the other.
+        let whole: Nanos = match self.config.feed {
+            Feed::Stream => 0,
+            Feed::Batches { .. } => state.batch.work,
+        };
+        let hedge =
+            self.config.hedge && self.tests.get(test.0 as usize).is_some_and(|test| !test.alone && !test.hedged);
+        let changed = self.sandboxes.change(sandbox.0, test.0, |entry| {
+            if entry.started.is_none() {
+                entry.started = Some(now);
+                entry.recalled = false;
+                if hedge && !entry.abandoned {
+                    entry.hedge_at = Some(plan::hedge_at(now, whole.max(entry.estimate)));
+                }
+            }
+        });
+        if changed {
+            self.refresh(sandbox.0, now);
+        }
+    }
+
+    /// A test has ended. Returns whether that counts as an attempt, to be recorded: it does not when nobody waited for
+    /// it (the slower one of two copies, a sandbox or test that is not known), or when the attempt is to be forgotten
+    /// ([`Action::Repeat`]).
+    pub fn finished(&mut self, sandbox: SandboxIndex, test: TestIndex, verdict: Verdict, now: Duration) -> bool {
+        let now = moment(now);
+        let Some(entry) = self.sandboxes.withdraw(sandbox.0, test.0) else { return false };
+        self.vacate(test.0, sandbox.0, now);
+        if entry.abandoned {
+            self.refresh(sandbox.0, now);
+            return false;
+        }
+        (self.losses, self.deaths) = (0, 0);
+        if let Some(state) = self.sandboxes.get_mut(sandbox.0) {
+            state.fruitful = true;
+            state.refusals = 0;
+            state.yields = self.config.max_fail.is_some() && verdict == Verdict::Failed;
+        }
+        self.learn(sandbox.0, &entry, now);
+        self.refresh(sandbox.0, now);
+        if let Some(other) = self.tests[test.0 as usize].place() {
+            self.abandon(other, test.0, now);
+        }
+        let record = &mut self.tests[test.0 as usize];
+        match verdict {
+            Verdict::Passed => self.settle(test.0, verdict),
+            Verdict::Failed if record.provisional && self.discovering => {
+                self.outbox.push_back(Action::Repeat(test));
+                self.set_state(test.0, State::Parked);
+                self.parked.push(test.0);
+                return false;
+            }
+            Verdict::Failed => {
+                let repeat = record.may_retry() && !self.halted;
+                record.failures = record.failures.saturating_add(1);
+                record.failed_on = sandbox.0;
+                if repeat {
+                    let attempts_left = record.retries - (record.failures - 1);
+                    self.outbox.push_back(Action::Retry { test, attempts_left });
+                    self.put_back(test.0, now);
+                } else {
+                    self.settle(test.0, verdict);
+                }
+            }
+        }
+        true
+    }
+
+    /// A sandbox has given tests back that it will not run, whether it was asked to or not.
+    pub fn taken_back(&mut self, sandbox: SandboxIndex, tests: &[TestIndex], now: Duration) {
+        let now = moment(now);
+        let mut refused = false;
+        let yields = self.sandboxes.get_mut(sandbox.0).is_some_and(|state| std::mem::take(&mut state.yields));
+        // From the last to the first: each goes to the front of its suite.
+        for &test in tests.iter().rev() {
+            let Some(entry) = self.sandboxes.withdraw(sandbox.0, test.0) else { continue };
+            let asked_for = entry.recalled || entry.abandoned || self.halted || (yields && entry.started.is_none());
+            refused |= !asked_for;
+            self.return_copy(sandbox.0, &entry, entry.started.is_some() && !asked_for, now);
+        }
+        if refused && let Some(state) = self.sandboxes.get_mut(sandbox.0) {
+            state.refusals = state.refusals.saturating_add(1);
+            state.distrusted |= state.refusals >= REFUSALS;
+        }
+        self.refresh(sandbox.0, now);
+    }
+
+    /// A sandbox could not be created, or broke. What it had goes elsewhere.
+    pub fn sandbox_lost(&mut self, sandbox: SandboxIndex, now: Duration) {
+        let now = moment(now);
+        let Some(state) = self.sandboxes.remove(sandbox.0) else { return };
+        self.queue.move_sandbox(state.suite, NONE, &self.estimates);
+        if !state.ready {
+            self.failed_creations += 1;
+            self.losses += 1;
+            // It seems that there cannot be more for the time being. Each that can be created is worth another try.
+            if self.failed_creations >= FAILED_CREATIONS || self.ceiling < self.config.max_sandboxes {
+                self.ceiling = self.sandboxes.live().max(1);
+            }
+        } else if !state.fruitful {
+            self.losses += 1;
+            self.deaths += 1;
+        }
+        for entry in state.into_queue().into_iter().rev() {
+            self.return_copy(sandbox.0, &entry, entry.started.is_some(), now);
+        }
+        self.abort_if_hopeless();
+    }
+
+    /// Starts nothing more. What runs may end and counts; what is queued on sandboxes is asked back.
+    pub fn stop(&mut self) {
+        self.halt();
+    }
+
+    /// The next thing to do, or `None` when there is nothing until the next fact or the next wake-up.
+    pub fn next_action(&mut self, now: Duration) -> Option<Action> {
+        self.now = moment(now).max(self.now);
+        self.outbox.pop_front().or_else(|| self.plan())
+    }
+
+    /// When [`next_action`](Self::next_action) may have something to do although nothing has happened; `None` if only
+    /// facts matter.
+    pub fn next_wakeup(&self) -> Option<Duration> {
+        self.wakeup().map(Duration::from_nanos)
+    }
+
+    /// Whether nothing will ever happen any more: discovery has ended, all actions have been fetched, and every test is
+    /// settled, or, after a stop, nothing is queued or running on a sandbox.
+    pub fn is_done(&self) -> bool {
+        !self.discovering
+            && self.outbox.is_empty()
+            && (self.unsettled == 0 || self.halted && self.sandboxes.active() == 0)
+    }
+
+    /// The tests that have no outcome.
+    pub fn unsettled(&self) -> impl Iterator<Item = TestIndex> {
+        let tests = self.tests.iter().zip(0..);
+        tests.filter(|(test, _)| test.state != State::Settled).map(|(_, index)| TestIndex(index))
+    }
+
+    /// Learns from a finished test how long others may take.
+    fn learn(&mut self, sandbox: u32, entry: &Entry, now: Nanos) {
+        let suite = self.tests[entry.test as usize].suite;
+        match self.config.feed {
+            Feed::Stream => {
+                if let Some(started) = entry.started {
+                    let took = Duration::from_nanos(now.saturating_sub(started));
+                    self.estimates.learn(Some(suite), took, 1);
+                }
+            }
+            // Results may come at the end of a batch, all at once: only the batch as a whole says something.
+            Feed::Batches { one_suite, .. } => {
+                if let Some(state) = self.sandboxes.get(sandbox)
+                    && state.is_empty()
+                {
+                    let Batch { since, size, .. } = state.batch;
+                    let each = Duration::from_nanos(now.saturating_sub(since) / size.max(1));
+                    self.estimates.learn((one_suite || size == 1).then_some(suite), each, size);
+                }
+            }
+        }
+    }
+
+    /// A copy of a test came back without a result.
+    fn return_copy(&mut self, sandbox: u32, entry: &Entry, lost: bool, now: Nanos) {
+        self.vacate(entry.test, sandbox, now);
+        if entry.abandoned {
+            return;
+        }
+        let test = &mut self.tests[entry.test as usize];
+        test.losses = test.losses.saturating_add(u8::from(lost));
+        if test.place().is_some() {
+            // The other copy is the attempt from now on.
+            return;
+        }
+        if test.losses >= LOSSES {
+            self.outbox.push_back(Action::GiveUp(TestIndex(entry.test)));
+            self.close(entry.test);
+        } else {
+            self.put_back(entry.test, now);
+        }
+    }
+
+    /// A sandbox does not have a test any more.
+    fn vacate(&mut self, test: u32, sandbox: u32, now: Nanos) {
+        let record = &mut self.tests[test as usize];
+        record.vacate(sandbox);
+        if record.state == State::Between {
+            self.put_back(test, now);
+        }
+    }
+
+    /// The test is to run, again or still, as soon as no sandbox has it.
+    fn put_back(&mut self, test: u32, now: Nanos) {
+        let record = &mut self.tests[test as usize];
+        record.hedged = false;
+        if self.halted {
+            match record.failures {
+                0 => self.set_state(test, State::Left),
+                // There will be no further attempt, so the last one is its outcome.
+                _ => self.settle(test, Verdict::Failed),
+            }
+        } else if record.place().is_some() {
+            self.set_state(test, State::Between);
+        } else {
+            self.set_state(test, State::Queued);
+            self.queue.push(test, true, &mut self.tests, &self.estimates, now);
+        }
+    }
+
+    /// The result of this copy is not wanted any more.
+    fn abandon(&mut self, sandbox: u32, test: u32, now: Nanos) {
+        self.sandboxes.change(sandbox, test, |entry| {
+            entry.abandoned = true;
+            entry.recalled = false;
+            entry.hedge_at = None;
+        });
+        self.refresh(sandbox, now);
+        self.outbox.push_back(Action::Cancel { sandbox: SandboxIndex(sandbox), test: TestIndex(test) });
+    }
+
+    fn settle(&mut self, test: u32, verdict: Verdict) {
+        self.outbox.push_back(Action::Settle(TestIndex(test)));
+        self.close(test);
+        if verdict == Verdict::Failed {
+            self.failed += 1;
+            if !self.halted && self.config.max_fail.is_some_and(|max| self.failed >= max) {
+                self.outbox.push_back(Action::MaxFailReached);
+                self.halt();
+            }
+        }
+    }
+
+    /// The test has its outcome.
+    fn close(&mut self, test: u32) {
+        self.set_state(test, State::Settled);
+        self.unsettled -= 1;
+        match self.tests[test as usize].expected() {
+            Some(expected) => self.known_work -= u128::from(expected),
+            None => self.unknown -= 1,
+        }
+    }
+
+    fn set_state(&mut self, test: u32, state: State) {
+        let record = &mut self.tests[test as usize];
+        // Failures count up before the state changes, so the test says itself which it was counted as.
+        match record.state {
+            State::Out => {
+                self.out -= 1;
+                self.out_with_retries -= usize::from(std::mem::take(&mut record.counted_retry));
+            }
+            State::Between => self.between -= 1,
+            _ => {}
+        }
+        record.state = state;
+        match state {
+            State::Out => {
+                self.out += 1;
+                record.counted_retry = record.may_retry();
+                self.out_with_retries += usize::from(record.counted_retry);
+            }
+            State::Between => self.between += 1,
+            _ => {}
+        }
+    }
+
+    /// Sorts a sandbox in anew after something has happened to its queue.
+    fn refresh(&mut self, sandbox: u32, now: Nanos) {
+        let gives = self.config.feed == Feed::Stream;
+        let Some(state) = self.sandboxes.get_mut(sandbox) else { return };
+        if state.is_empty() {
+            state.alone = false;
+            if state.distrusted {
+                self.outbox.push_back(Action::Release(SandboxIndex(sandbox)));
+                self.sandbox_lost(SandboxIndex(sandbox), Duration::from_nanos(now));
+                return;
+            }
+            self.sandboxes.set_draining(sandbox, false);
+        }
+        self.sandboxes.refresh(sandbox, gives, now);
+        self.sandboxes.look_at(sandbox);
+    }
+
+    /// Sandboxes break and nothing gets done. While others are there or on their way, failed creations alone say only
+    /// that there cannot be as many as wished for.
+    fn abort_if_hopeless(&mut self) {
+        let limit = u32::try_from(self.config.max_sandboxes.saturating_mul(2)).unwrap_or(u32::MAX).clamp(4, 10);
+        if !self.halted && (self.deaths >= limit || self.losses >= limit && self.sandboxes.live() == 0) {
+            self.outbox.push_back(Action::Abort);
+            self.halt();
+        }
+    }
+
+    /// Nothing more is started.
+    fn halt(&mut self) {
+        if std::mem::replace(&mut self.halted, true) {
+            return;
+        }
+        if self.config.feed == Feed::Stream {
+            for number in self.sandboxes.numbers() {
+                self.take_all_back(number);
+            }
+        }
+        for test in self.queue.drain_retries(&self.tests) {
+            self.put_back(test, self.now);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Writes whole files or nothing.
+//!
+//! A report that is half written misleads whoever reads it, and a full disk must not cost the earlier one. So a report
+//! is written beside its place and renamed into it. Devices and pipes (`--junit /dev/stdout`) cannot be replaced that
+//! way, and must not be: they are written to directly.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use super::ReportError;
+
+/// Makes sure that reports can be written into `dir`: creates it, and a file in it that is removed again.
+///
+/// Front ends call this before a run, so that nobody waits an hour for a report that cannot be written.
+///
+/// # Errors
+///
+/// [`ReportError`] when the directory cannot be created or nothing can be written to it.
+pub fn ensure_writable(dir: &Path) -> Result<(), ReportError> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let probe = || {
+        fs::create_dir_all(dir)?;
+        tempfile::Builder::new().prefix(".offload-").tempfile_in(dir)?.close()
+    };
+    probe().map_err(|source| ReportError { what: "reports", path: dir.to_owned(), hint: hint(&source), source })
+}
+
+/// Replaces the file at `path` by what `write` writes, or leaves everything as it was. Creates the directory.
+pub(crate) fn replace(
+    path: &Path,
+    what: &'static str,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), ReportError> {
+    try_replace(path, write).map_err(|source| ReportError { what, path: path.to_owned(), hint: hint(&source), source })
+}
+
+fn try_replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    // A symbolic link stays one: what it points to is replaced.
+    let target = fs::canonicalize(path);
+    let target = target.as_deref().unwrap_or(path);
+    if let Ok(metadata) = fs::metadata(target)
+        && !metadata.is_file()
+    {
+        if metadata.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let mut writer = BufWriter::new(File::options().write(true).open(target)?);
+        write(&mut writer)?;
+        return writer.flush();
+    }
+    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(dir)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".offload-");
+    // Readable for others as any new file (the umask applies): CI systems collect reports under other users.
+    #[cfg(unix)]
+    builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+    let mut writer = BufWriter::new(builder.tempfile_in(dir)?);
+    write(&mut writer)?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.persist(target).map_err(|failed| failed.error)?;
+    Ok(())
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space or choose another place; an earlier report there is untouched"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "make it writable for you or choose another place"
+        }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a file is where a directory is needed: remove it or choose another place"
+        }
+        io::ErrorKind::IsADirectory => "a directory is there: name a file in it",
+        _ => "choose another place",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn entries(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn creates_directories_and_replaces_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/report.xml");
+        for text in ["first, the longer one", "second"] {
+            replace(&path, "the report", |w| w.write_all(text.as_bytes())).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(entries(path.parent().unwrap()), ["report.xml"]);
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_leaves_the_earlier_report_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.xml");
+        fs::write(&path, "earlier").unwrap();
+        let error = replace(&path, "the report", |w| {
+            w.write_all(&[b'x'; 100_000])?;
+            Err(io::ErrorKind::StorageFull.into())
+        })
+        .unwrap_err();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "earlier");
+        assert_eq!(entries(dir.path()), ["report.xml"]);
+        let text = error.to_string();
+        assert!(text.starts_with("cannot write the report to "), "{text}");
+        assert!(text.contains("report.xml: no storage space; free some space"), "{text}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn devices_are_written_to_and_not_replaced() {
+        let error = replace(Path::new("/dev/full"), "the report", |w| w.write_all(b"x")).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::StorageFull, "{error}");
+        replace(Path::new("/dev/null"), "the report", |w| w.write_all(b"x")).unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_symbolic_link_stays_one_and_files_are_not_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("real"), "").unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        replace(&dir.path().join("link"), "the report", |w| w.write_all(b"new")).unwrap();
+        assert!(fs::symlink_metadata(dir.path().join("link")).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(dir.path().join("real")).unwrap(), "new");
+        File::create(dir.path().join("usual")).unwrap();
+        let mode = |name| fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode("real"), mode("usual"));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_known_beforehand() {
+        let dir = tempfile::tempdir().unwrap();
+        ensure_writable(&dir.path().join("new/dir")).unwrap();
+        assert_eq!(entries(&dir.path().join("new/dir")), Vec::<String>::new());
+        fs::write(dir.path().join("file"), "").unwrap();
+        let text = ensure_writable(&dir.path().join("file/sub")).unwrap_err().to_string();
+        assert!(text.starts_with("cannot write reports to ") && text.contains("a file is where a directory"), "{text}");
+        let text = replace(dir.path(), "the report", |_| Ok(())).unwrap_err().to_string();
+        assert!(text.contains("name a file in it"), "{text}");
+    }
+}

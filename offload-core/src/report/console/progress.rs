@@ -1,0 +1,190 @@
+//! How far a run has got, and how that is told: a few lines that are redrawn on a terminal, one line now and then in a
+//! log.
+//!
+//! Takes note of events and makes text. Drawing it is [`ConsoleReporter`](super::ConsoleReporter)'s business.
+
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::event::{RunEvent, TestInfo, TimedEvent};
+use crate::framework::TestOutcome;
+use crate::report::summary::Palette;
+use crate::report::text;
+
+/// As many of the tests that run longest are named.
+const NAMED: usize = 4;
+
+/// A test is named once it has run that long: names that come and go at once cannot be read.
+const NAMED_AFTER: Duration = Duration::from_secs(1);
+
+/// Columns of the bar.
+const BAR_WIDTH: usize = 24;
+
+/// The state of a run, as far as progress is concerned.
+#[derive(Debug, Default)]
+pub(super) struct RunProgress {
+    building: bool,
+    all_found: bool,
+    to_run: usize,
+    done: usize,
+    passed: usize,
+    failed: usize,
+    flaky: usize,
+    skipped: usize,
+    sandboxes: HashSet<Arc<str>>,
+    running: HashMap<ById, Duration>,
+}
+
+/// A test that equals another with the same id.
+#[derive(Debug)]
+struct ById(Arc<TestInfo>);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.id
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
+
+impl RunProgress {
+    pub(super) fn on_event(&mut self, event: &TimedEvent) {
+        match &event.event {
+            RunEvent::BuildStarted => self.building = true,
+            RunEvent::BuildFinished { .. } => self.building = false,
+            RunEvent::TestsFound { to_run, .. } => self.to_run += to_run,
+            RunEvent::DiscoveryFinished { to_run, .. } => {
+                self.to_run = *to_run;
+                self.all_found = true;
+            }
+            RunEvent::SandboxReady { sandbox, .. } => {
+                self.sandboxes.insert(Arc::clone(sandbox));
+            }
+            RunEvent::SandboxFinished { sandbox, .. } => {
+                self.sandboxes.remove(sandbox);
+            }
+            RunEvent::SandboxLost { sandbox, requeued, .. } => {
+                self.sandboxes.remove(sandbox);
+                for id in requeued {
+                    self.running.remove(id.as_str());
+                }
+            }
+            RunEvent::TestStarted { test, .. } => {
+                self.running.entry(ById(Arc::clone(test))).or_insert(event.at);
+            }
+            RunEvent::AttemptFailed { test, .. } => {
+                self.running.remove(test.id.as_str());
+            }
+            RunEvent::TestFinished { test, outcome, flaky, attempts, .. } => {
+                self.running.remove(test.id.as_str());
+                match outcome {
+                    TestOutcome::Passed => self.passed += 1,
+                    TestOutcome::Skipped => self.skipped += 1,
+                    TestOutcome::NotRun => {}
+                    _ => self.failed += 1,
+                }
+                self.flaky += usize::from(*flaky);
+                // Tests that were never meant to run do not count towards those that are to be run.
+                self.done += usize::from(*outcome != TestOutcome::Skipped || !attempts.is_empty());
+            }
+            _ => {}
+        }
+    }
+
+    /// `running 120 tests`, once they are all found.
+    pub(super) fn announcement(&self, skipped: usize) -> String {
+        let mut line = format!("running {}", text::count(self.to_run, "test"));
+        if skipped > 0 {
+            let _ = write!(line, ", {skipped} skipped");
+        }
+        line
+    }
+
+    /// One line for a log.
+    pub(super) fn line(&self, now: Duration) -> String {
+        let mut line = format!("[{:>5}s] {}", now.as_secs(), self.counts(Palette::new(false)));
+        for (index, (test, elapsed)) in self.longest(now).into_iter().enumerate() {
+            let lead = if index == 0 { "; running longest: " } else { ", " };
+            let _ = write!(line, "{lead}{} ({}s)", text::name(&test.id), elapsed.as_secs());
+        }
+        line
+    }
+
+    /// The lines that are redrawn on a terminal of `width` columns.
+    pub(super) fn lines(&self, now: Duration, width: usize, palette: Palette) -> String {
+        let mut first = format!("[{:>5}s] ", now.as_secs());
+        if self.to_run > 0 && width >= 72 {
+            let filled = (self.done * BAR_WIDTH / self.to_run).min(BAR_WIDTH);
+            let bar = "━".repeat(filled);
+            first.push_str(&if self.failed > 0 { palette.bad(&bar) } else { palette.good(&bar) });
+            first.push_str(&palette.dim(&"─".repeat(BAR_WIDTH - filled)));
+            first.push(' ');
+        }
+        first.push_str(&self.counts(palette));
+        let mut out = console::truncate_str(&first, width, "…").into_owned();
+        for (test, elapsed) in self.longest(now) {
+            let time = format!("{:>6}s  ", elapsed.as_secs());
+            let name = text::name(&test.id);
+            let name = text::keep_end(&name, width.saturating_sub(time.len()));
+            let _ = write!(out, "\n{}{}", palette.dim(&time), palette.test(&name));
+        }
+        out
+    }
+
+    fn counts(&self, palette: Palette) -> String {
+        if self.to_run == 0 && self.done == 0 && !self.all_found {
+            return if self.building { "building" } else { "looking for tests" }.to_owned();
+        }
+        let more = if self.all_found { "" } else { "+" };
+        let mut out = format!("{}/{}{more} tests", self.done, self.to_run);
+        for (n, what, paint) in [
+            (self.passed, "passed", Palette::good as fn(Palette, &str) -> String),
+            (self.failed, "failed", Palette::bad),
+            (self.flaky, "flaky", Palette::warn),
+            (self.skipped, "skipped", Palette::warn),
+        ] {
+            if n > 0 {
+                let _ = write!(out, ", {}", paint(palette, &format!("{n} {what}")));
+            }
+        }
+        match self.sandboxes.len() {
+            0 => {}
+            1 => out.push_str("; 1 sandbox"),
+            n => {
+                let _ = write!(out, "; {n} sandboxes");
+            }
+        }
+        if self.building {
+            out.push_str("; building");
+        }
+        out
+    }
+
+    fn longest(&self, now: Duration) -> Vec<(&TestInfo, Duration)> {
+        let mut running: Vec<_> = self
+            .running
+            .iter()
+            .map(|(test, started)| (&*test.0, now.saturating_sub(*started)))
+            .filter(|(_, elapsed)| *elapsed >= NAMED_AFTER)
+            .collect();
+        running.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.id.cmp(&b.0.id)));
+        running.truncate(NAMED);
+        running
+    }
+}

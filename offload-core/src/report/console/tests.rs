@@ -1,0 +1,232 @@
+//! What is drawn on a terminal. What is printed is tested from outside.
+
+use std::sync::{Arc, Mutex};
+
+use indicatif::TermLike;
+
+use super::*;
+use crate::event::{Attempt, StopReason};
+use crate::framework::TestResult;
+
+const COLUMNS: usize = 100;
+
+/// A terminal of [`COLUMNS`] columns, as far as indicatif needs one: it writes lines filled up with spaces, so that the
+/// next one wraps.
+#[derive(Debug, Clone, Default)]
+struct Screen(Arc<Mutex<Cells>>);
+
+#[derive(Debug, Default)]
+struct Cells {
+    lines: Vec<Vec<char>>,
+    row: usize,
+    column: usize,
+}
+
+impl Screen {
+    fn text(&self) -> String {
+        let cells = self.0.lock().unwrap();
+        let lines: Vec<_> = cells.lines.iter().map(|line| line.iter().collect::<String>()).collect();
+        lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n").trim_end().to_owned()
+    }
+
+    fn put(&self, c: char) {
+        let mut cells = self.0.lock().unwrap();
+        match c {
+            '\r' => cells.column = 0,
+            '\n' => (cells.row, cells.column) = (cells.row + 1, 0),
+            c => {
+                if cells.column == COLUMNS {
+                    (cells.row, cells.column) = (cells.row + 1, 0);
+                }
+                let (row, column) = (cells.row, cells.column);
+                if cells.lines.len() <= row {
+                    cells.lines.resize(row + 1, Vec::new());
+                }
+                let line = &mut cells.lines[row];
+                if line.len() <= column {
+                    line.resize(column + 1, ' ');
+                }
+                line[column] = c;
+                cells.column += 1;
+            }
+        }
+    }
+}
+
+impl TermLike for Screen {
+    fn width(&self) -> u16 {
+        u16::try_from(COLUMNS).unwrap()
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.0.lock().unwrap().row -= n;
+        Ok(())
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.0.lock().unwrap().row += n;
+        Ok(())
+    }
+
+    fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+        unimplemented!("indicatif does not use it")
+    }
+
+    fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+        unimplemented!("indicatif does not use it")
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.write_str(text)?;
+        self.write_str("\n")
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        text.chars().for_each(|c| self.put(c));
+        Ok(())
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        let mut cells = self.0.lock().unwrap();
+        cells.column = 0;
+        let row = cells.row;
+        if let Some(line) = cells.lines.get_mut(row) {
+            line.clear();
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is printed goes to the same screen.
+impl Write for Screen {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.write_str(std::str::from_utf8(buffer).unwrap())?;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn info(id: &str) -> Arc<TestInfo> {
+    Arc::new(TestInfo { id: id.to_owned(), name: id.to_owned(), suite: "pkg".to_owned(), group: Arc::from("") })
+}
+
+fn at(millis: u64, event: RunEvent) -> TimedEvent {
+    TimedEvent { at: Duration::from_millis(millis), event }
+}
+
+fn started(test: &Arc<TestInfo>, sandbox: &str) -> RunEvent {
+    RunEvent::TestStarted { test: test.clone(), attempt: 1, sandbox: Arc::from(sandbox) }
+}
+
+fn finished(test: &Arc<TestInfo>, outcome: TestOutcome) -> RunEvent {
+    let result = TestResult::new(outcome, Duration::from_millis(5));
+    let attempt = Attempt { number: 1, sandbox: Arc::from("local-1"), started_at: Duration::ZERO, result };
+    RunEvent::TestFinished { test: test.clone(), outcome, flaky: false, attempts: vec![attempt], reason: None }
+}
+
+#[test]
+fn a_terminal_shows_what_happened_above_and_how_far_it_is_below() {
+    let screen = Screen::default();
+    let terminal = Surroundings { stderr_terminal: true, stdout_terminal: true, ..Surroundings::default() };
+    let options =
+        ConsoleOptions { color: ColorChoice::Never, slow_test: Duration::from_secs(60), ..Default::default() };
+    let target = ProgressDrawTarget::term_like(Box::new(screen.clone()));
+    let (out, err) = (Box::new(screen.clone()), Box::new(screen.clone()));
+    let mut reporter = ConsoleReporter::with_draw_target(options, terminal, out, err, || target, || COLUMNS);
+    let (slow, fails) = (info("pkg tests::slow"), info("pkg tests::fails"));
+
+    reporter.on_event(&at(0, RunEvent::BuildStarted));
+    reporter.on_event(&at(100, RunEvent::BuildOutput { line: "Compiling pkg".to_owned() }));
+    insta::assert_snapshot!(screen.text(), @r#"
+    Compiling pkg
+    [    0s] building
+    "#);
+    for (millis, event) in [
+        (3_000, RunEvent::TestsFound { to_run: 4, skipped: 0 }),
+        (3_000, RunEvent::SandboxReady { sandbox: "local-1".into(), duration: Duration::ZERO }),
+        (3_000, RunEvent::SandboxReady { sandbox: "local-2".into(), duration: Duration::ZERO }),
+        (3_000, started(&slow, "local-1")),
+        (3_000, started(&fails, "local-2")),
+        (8_000, finished(&fails, TestOutcome::Failed)),
+    ] {
+        reporter.on_event(&at(millis, event));
+    }
+    insta::assert_snapshot!(screen.text(), @r#"
+    Compiling pkg
+         FAIL [   0.005s] pkg tests::fails
+
+    [    8s] ━━━━━━────────────────── 1/4+ tests, 1 failed; 2 sandboxes; building
+         5s  pkg tests::slow
+    "#);
+    reporter.on_event(&at(9_000, RunEvent::Stopping { reason: StopReason::Interrupted }));
+    reporter.on_event(&at(9_001, finished(&slow, TestOutcome::Passed)));
+    let summary = RunSummary { total: 4, passed: 1, failed: 1, not_run: 2, ..Default::default() };
+    reporter.on_event(&at(9_002, RunEvent::RunFinished { summary }));
+    reporter.finish().unwrap();
+    insta::assert_snapshot!(screen.text(), @r#"
+    Compiling pkg
+         FAIL [   0.005s] pkg tests::fails
+
+    stopping: interrupted; ending the run
+
+    failures:
+
+         FAIL [   0.005s] pkg tests::fails
+
+    Summary [   0.000s] 4 tests: 1 passed, 1 failed, 2 not run
+    "#);
+}
+
+#[test]
+fn the_bar_fits_its_terminal() {
+    let mut progress = RunProgress::default();
+    let names =
+        ["pkg::integration tests::very::deep::down::in::modules::a_name_of_some_length", "pkg 日本語のテスト名"];
+    progress.on_event(&at(0, RunEvent::TestsFound { to_run: 100_000, skipped: 0 }));
+    for name in names.into_iter().chain(["a", "b", "c", "d"]) {
+        progress.on_event(&at(0, started(&info(name), "s")));
+    }
+    for width in [0, 1, 10, 40, 71, 72, 200] {
+        let lines = progress.lines(Duration::from_secs(7), width, Palette::new(true));
+        for line in lines.lines() {
+            // The time before a name is the least that a line has.
+            assert!(console::measure_text_width(line) <= width.max(10), "{width}: {line:?}");
+        }
+        assert_eq!(lines.lines().count(), 5);
+    }
+}
+
+#[test]
+fn where_a_bar_is_drawn() {
+    let terminal = Surroundings { stderr_terminal: true, ..Surroundings::default() };
+    let log = Surroundings::default();
+    let ci = Surroundings { ci: true, ..terminal };
+    assert_eq!(terminal.progress(Progress::Auto), Progress::Bar);
+    assert_eq!(ci.progress(Progress::Auto), Progress::Plain);
+    assert_eq!(ci.progress(Progress::Bar), Progress::Bar);
+    assert_eq!(log.progress(Progress::Bar), Progress::Plain);
+    assert_eq!(terminal.progress(Progress::None), Progress::None);
+}
+
+#[test]
+fn a_test_that_runs_twice_or_lost_its_sandbox_is_counted_right() {
+    let mut progress = RunProgress::default();
+    let test = info("t");
+    progress.on_event(&at(0, RunEvent::DiscoveryFinished { to_run: 1, skipped: 0 }));
+    progress.on_event(&at(0, started(&test, "s1")));
+    progress.on_event(&at(4_000, started(&test, "s2")));
+    let line = progress.line(Duration::from_secs(5));
+    assert_eq!(line, "[    5s] 0/1 tests; running longest: t (5s)");
+    let lost = RunEvent::SandboxLost { sandbox: "s1".into(), reason: String::new(), requeued: vec!["t".to_owned()] };
+    progress.on_event(&at(5_000, lost));
+    assert_eq!(progress.line(Duration::from_secs(6)), "[    6s] 0/1 tests");
+    progress.on_event(&at(6_000, finished(&test, TestOutcome::Passed)));
+    assert_eq!(progress.line(Duration::from_secs(6)), "[    6s] 1/1 tests, 1 passed");
+}

@@ -1,0 +1,429 @@
+//! What earlier runs taught: how long each test takes, and how often it passes.
+//!
+//! The file holds one JSON object per test and line, sorted by test id, so that it can live in a repository with small
+//! diffs and be merged by [`merge`]:
+//!
+//! ```json
+//! {"id":"pkg::it tests::a","passed":{"n":41,"samples":[0.012,0.013]},"failed":{"n":1,"samples":[0.5]}}
+//! ```
+//!
+//! `n` counts attempts over all runs; `samples` are durations in seconds, a uniform random choice of
+//! `history.reservoir_size` among those `n` (reservoir sampling). `passed` are attempts that passed, `failed` those
+//! that failed, timed out or crashed. Skipped tests and tests that could not be executed teach nothing.
+//!
+//! Scheduling by these durations is the [scheduler](crate::orchestrator::scheduler)'s business.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{ReportError, Reporter, atomic};
+use crate::event::{RunEvent, TestInfo, TimedEvent};
+use crate::framework::TestOutcome;
+
+/// At most this many damaged lines are named one by one.
+const NAMED_DAMAGES: usize = 3;
+
+/// Durations and outcomes of earlier runs, by test id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    tests: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Entry {
+    passed: Reservoir,
+    failed: Reservoir,
+}
+
+/// A uniform choice of the durations of `seen` attempts, in microseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Reservoir {
+    seen: u64,
+    samples: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(borrow)]
+    id: std::borrow::Cow<'a, str>,
+    #[serde(default)]
+    passed: LineReservoir,
+    #[serde(default)]
+    failed: LineReservoir,
+}
+
+#[derive(Deserialize, Default)]
+struct LineReservoir {
+    n: u64,
+    samples: Vec<f64>,
+}
+
+impl History {
+    /// Reads a history file. A file that is not there is an empty history. Damaged lines are left out; the warnings
+    /// say so.
+    ///
+    /// # Errors
+    ///
+    /// When there is a file that cannot be read.
+    pub fn load(path: &Path) -> io::Result<(Self, Vec<String>)> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Self::default(), Vec::new())),
+            Err(error) => return Err(error),
+        };
+        let (history, damages) = Self::parse(&String::from_utf8_lossy(&bytes));
+        let mut warnings: Vec<_> = damages
+            .iter()
+            .take(NAMED_DAMAGES)
+            .map(|(line, error)| {
+                format!(
+                    "{}:{line}: not a line of test history ({error}); it is left out, and dropped when the history \
+                     is next written",
+                    path.display()
+                )
+            })
+            .collect();
+        if let Some(more) = damages.len().checked_sub(NAMED_DAMAGES).filter(|more| *more > 0) {
+            warnings.push(format!("{}: {more} more lines are damaged and left out", path.display()));
+        }
+        Ok((history, warnings))
+    }
+
+    /// Reads a history and gives what could not be read by line number (from 1).
+    fn parse(text: &str) -> (Self, Vec<(usize, String)>) {
+        let mut tests: Vec<(String, Entry)> = Vec::with_capacity(text.len() / 128);
+        let mut damages = Vec::new();
+        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            match serde_json::from_str::<Line<'_>>(line) {
+                Ok(line) => tests.push((
+                    line.id.into_owned(),
+                    Entry { passed: Reservoir::read(line.passed), failed: Reservoir::read(line.failed) },
+                )),
+                Err(error) => damages.push((index + 1, error.to_string())),
+            }
+        }
+        // A line-wise merge leaves a test twice: what both lines know is put together.
+        tests.sort_by(|(a, _), (b, _)| a.cmp(b));
+        tests.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                let base = Entry::default();
+                let limit = usize::MAX;
+                earlier.1 = Entry::merge(&earlier.1, &later.1, &base, limit);
+            }
+            same
+        });
+        (Self { tests: tests.into_iter().collect() }, damages)
+    }
+
+    /// Whether nothing is known of any test.
+    pub fn is_empty(&self) -> bool {
+        self.tests.is_empty()
+    }
+
+    /// How many tests are known.
+    pub fn len(&self) -> usize {
+        self.tests.len()
+    }
+
+    /// How long a test can be expected to take: the median of its passed attempts, or, if it never passed, of its
+    /// failed ones.
+    pub fn expected(&self, id: &str) -> Option<Duration> {
+        let entry = self.tests.get(id)?;
+        entry.passed.median().or_else(|| entry.failed.median())
+    }
+
+    /// Takes note of an attempt, keeping at most `reservoir_size` durations per test and outcome.
+    pub fn record(&mut self, id: &str, outcome: TestOutcome, duration: Duration, reservoir_size: usize) {
+        let failed = match outcome {
+            TestOutcome::Passed => false,
+            TestOutcome::Failed | TestOutcome::TimedOut | TestOutcome::Crashed => true,
+            TestOutcome::Skipped | TestOutcome::Error | TestOutcome::NotRun => return,
+        };
+        let entry = match self.tests.get_mut(id) {
+            Some(entry) => entry,
+            None => self.tests.entry(id.to_owned()).or_default(),
+        };
+        let reservoir = if failed { &mut entry.failed } else { &mut entry.passed };
+        reservoir.add(id, micros(duration), reservoir_size);
+    }
+
+    /// The history as its file has it.
+    pub fn to_jsonl(&self) -> String {
+        let mut out = String::with_capacity(self.tests.len() * 256);
+        for (id, entry) in &self.tests {
+            out.push_str("{\"id\":");
+            out.push_str(&serde_json::to_string(id).expect("strings can be serialised"));
+            entry.passed.write("passed", &mut out);
+            entry.failed.write("failed", &mut out);
+            out.push_str("}\n");
+        }
+        out
+    }
+
+    /// Writes the history to `path`, in place of an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError`] when it cannot be written; the earlier one is then untouched.
+    pub fn write(&self, path: &Path) -> Result<(), ReportError> {
+        let text = self.to_jsonl();
+        atomic::replace(path, "the test history", |writer| writer.write_all(text.as_bytes()))
+    }
+}
+
+/// Merges two histories that grew from `base`, as a merge driver of Git does. What either side added counts once.
+/// The same three files always give the same result, whichever of the two sides is called ours.
+pub fn merge(ours: &History, theirs: &History, base: &History, reservoir_size: usize) -> History {
+    let nothing = Entry::default();
+    let ids = ours.tests.keys().chain(theirs.tests.keys().filter(|id| !ours.tests.contains_key(*id)));
+    let tests = ids
+        .map(|id| {
+            let of = |history: &'_ History| history.tests.get(id).cloned().unwrap_or_default();
+            let base = base.tests.get(id).unwrap_or(&nothing);
+            (id.clone(), Entry::merge(&of(ours), &of(theirs), base, reservoir_size))
+        })
+        .collect();
+    History { tests }
+}
+
+impl Entry {
+    fn merge(ours: &Self, theirs: &Self, base: &Self, limit: usize) -> Self {
+        Self {
+            passed: Reservoir::merge(&ours.passed, &theirs.passed, &base.passed, limit),
+            failed: Reservoir::merge(&ours.failed, &theirs.failed, &base.failed, limit),
+        }
+    }
+}
+
+impl Reservoir {
+    fn read(line: LineReservoir) -> Self {
+        let samples: Vec<u64> =
+            line.samples.into_iter().filter_map(|secs| Duration::try_from_secs_f64(secs).ok()).map(micros).collect();
+        Self { seen: line.n.max(samples.len() as u64), samples }
+    }
+
+    fn write(&self, name: &str, out: &mut String) {
+        if self.seen == 0 {
+            return;
+        }
+        let _ = write!(out, ",\"{name}\":{{\"n\":{},\"samples\":[", self.seen);
+        for (index, sample) in self.samples.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let _ = write!(out, "{comma}{}.{:06}", sample / 1_000_000, sample % 1_000_000);
+            // `0.012000` says no more than `0.012`, and `1.0` is enough of `1.000000`.
+            let digits = out.trim_end_matches('0').len();
+            out.truncate(digits);
+            if out.ends_with('.') {
+                out.push('0');
+            }
+        }
+        out.push_str("]}");
+    }
+
+    /// Vitter's algorithm R. The choice is made by hashing, so that the same runs give the same file.
+    fn add(&mut self, id: &str, sample: u64, limit: usize) {
+        self.seen += 1;
+        self.samples.truncate(limit);
+        if self.samples.len() < limit {
+            self.samples.push(sample);
+            return;
+        }
+        let mut hasher = DefaultHasher::new();
+        (id, self.seen, sample).hash(&mut hasher);
+        let place = hasher.finish() % self.seen;
+        if let Some(replaced) = usize::try_from(place).ok().and_then(|place| self.samples.get_mut(place)) {
+            *replaced = sample;
+        }
+    }
+
+    fn merge(ours: &Self, theirs: &Self, base: &Self, limit: usize) -> Self {
+        // How often each value is there: what both sides have, less what both have from the base.
+        let mut counts: BTreeMap<u64, i64> = BTreeMap::new();
+        for (samples, weight) in [(&ours.samples, 1), (&theirs.samples, 1), (&base.samples, -1)] {
+            for sample in samples {
+                *counts.entry(*sample).or_default() += weight;
+            }
+        }
+        let mut samples: Vec<u64> = counts
+            .into_iter()
+            .flat_map(|(sample, count)| std::iter::repeat_n(sample, usize::try_from(count).unwrap_or(0)))
+            .collect();
+        if samples.len() > limit {
+            // Evenly spaced quantiles keep the shape of the distribution.
+            let all = samples.len();
+            samples = (0..limit).map(|index| samples[(2 * index + 1) * all / (2 * limit)]).collect();
+        }
+        let seen = (ours.seen + theirs.seen).saturating_sub(base.seen).max(samples.len() as u64);
+        Self { seen, samples }
+    }
+
+    fn median(&self) -> Option<Duration> {
+        if self.samples.is_empty() {
+            return None;
+        }
+        let mut sorted = self.samples.clone();
+        let middle = sorted.len() / 2;
+        let (_, median, _) = sorted.select_nth_unstable(middle);
+        Some(Duration::from_micros(*median))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from((duration.as_nanos() + 500) / 1_000).unwrap_or(u64::MAX)
+}
+
+/// Adds a run to the history file, at its end.
+///
+/// The file is read when the run is over, so that runs at the same time lose each other's durations only if they end
+/// at the same moment.
+pub struct HistoryReporter {
+    path: PathBuf,
+    reservoir_size: usize,
+    attempts: Vec<(Arc<TestInfo>, TestOutcome, Duration)>,
+}
+
+impl HistoryReporter {
+    /// A reporter that adds to the file at `path` (`history.path`), keeping `reservoir_size` durations per test and
+    /// outcome (`history.reservoir_size`).
+    pub fn new(path: impl Into<PathBuf>, reservoir_size: usize) -> Self {
+        Self { path: path.into(), reservoir_size, attempts: Vec::new() }
+    }
+}
+
+impl Reporter for HistoryReporter {
+    fn on_event(&mut self, event: &TimedEvent) {
+        if let RunEvent::TestFinished { test, attempts, .. } = &event.event {
+            self.attempts.extend(
+                attempts.iter().map(|attempt| (Arc::clone(test), attempt.result.outcome, attempt.result.duration)),
+            );
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), ReportError> {
+        // What cannot be read must not be replaced either: it may be somebody's only history.
+        let (mut history, warnings) = History::load(&self.path).map_err(|source| ReportError {
+            what: "the test history",
+            path: self.path.clone(),
+            hint: "make it readable, or name another file in `history.path`",
+            source,
+        })?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        for (test, outcome, duration) in self.attempts.drain(..) {
+            history.record(&test.id, outcome, duration, self.reservoir_size);
+        }
+        history.write(&self.path)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn passed(history: &mut History, id: &str, durations: impl IntoIterator<Item = u64>) {
+        for duration in durations {
+            history.record(id, TestOutcome::Passed, ms(duration), 20);
+        }
+    }
+
+    #[test]
+    fn the_file_is_read_as_it_was_written() {
+        let mut history = History::default();
+        passed(&mut history, "b \"quoted\" ü", [12, 1000, 0]);
+        history.record("a", TestOutcome::TimedOut, Duration::from_micros(1_500_001), 20);
+        history.record("a", TestOutcome::Skipped, ms(1), 20);
+        history.record("c", TestOutcome::NotRun, ms(1), 20);
+        insta::assert_snapshot!(history.to_jsonl(), @r#"
+        {"id":"a","failed":{"n":1,"samples":[1.500001]}}
+        {"id":"b \"quoted\" ü","passed":{"n":3,"samples":[0.012,1.0,0.0]}}
+        "#);
+        assert_eq!(History::parse(&history.to_jsonl()), (history, Vec::new()));
+    }
+
+    #[test]
+    fn the_expected_duration_is_the_median_of_passes_or_else_of_failures() {
+        let mut history = History::default();
+        passed(&mut history, "a", [10, 90, 20]);
+        history.record("a", TestOutcome::Failed, ms(5000), 20);
+        history.record("b", TestOutcome::Crashed, ms(7), 20);
+        assert_eq!(history.expected("a"), Some(ms(20)));
+        assert_eq!(history.expected("b"), Some(ms(7)));
+        assert_eq!(history.expected("c"), None);
+    }
+
+    #[test]
+    fn a_reservoir_is_bounded_and_fair() {
+        let mut history = History::default();
+        passed(&mut history, "a", 0..2_000);
+        let entry = &history.tests["a"].passed;
+        assert_eq!((entry.seen, entry.samples.len()), (2_000, 20));
+        let mean = entry.samples.iter().sum::<u64>() / 20_000;
+        assert!((500..1_500).contains(&mean), "old or new attempts are preferred: mean {mean}");
+        let mut none = History::default();
+        none.record("a", TestOutcome::Passed, ms(1), 0);
+        assert_eq!(none.expected("a"), None);
+    }
+
+    #[test]
+    fn damaged_lines_are_left_out_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("history.jsonl");
+        assert!(History::load(&path).unwrap().0.is_empty());
+        let good = r#"{"id":"a","passed":{"n":1,"samples":[0.5]},"from_the_future":1}"#;
+        std::fs::write(&path, format!("<<<<<<< HEAD\n{good}\n\n{{\"id\":3}}\n=======\nx\ny\n")).unwrap();
+        let (history, warnings) = History::load(&path).unwrap();
+        assert_eq!(history.expected("a"), Some(ms(500)));
+        assert_eq!(warnings.len(), 4, "{warnings:#?}");
+        assert!(warnings[0].contains("history.jsonl:1: not a line of test history (expected value"), "{}", warnings[0]);
+        assert!(warnings[3].ends_with("2 more lines are damaged and left out"), "{}", warnings[3]);
+        std::fs::write(&path, b"{\"id\":\"\xff\",\"passed\":{\"n\":1,\"samples\":[1e300,-1,0.25]}}\n").unwrap();
+        assert_eq!(History::load(&path).unwrap().0.expected("\u{fffd}"), Some(ms(250)));
+    }
+
+    #[test]
+    fn merging_counts_what_both_sides_added_once_and_is_symmetric() {
+        let mut base = History::default();
+        passed(&mut base, "both", [10, 20]);
+        let (mut ours, mut theirs) = (base.clone(), base.clone());
+        passed(&mut ours, "both", [30]);
+        passed(&mut ours, "ours", [1]);
+        passed(&mut theirs, "both", [40, 10]);
+        passed(&mut theirs, "theirs", [2]);
+        let merged = merge(&ours, &theirs, &base, 20);
+        insta::assert_snapshot!(merged.to_jsonl(), @r#"
+        {"id":"both","passed":{"n":5,"samples":[0.01,0.01,0.02,0.03,0.04]}}
+        {"id":"ours","passed":{"n":1,"samples":[0.001]}}
+        {"id":"theirs","passed":{"n":1,"samples":[0.002]}}
+        "#);
+        assert_eq!(merged, merge(&theirs, &ours, &base, 20));
+        let small = merge(&ours, &theirs, &base, 2);
+        assert_eq!(small.tests["both"].passed, Reservoir { seen: 5, samples: vec![10_000, 30_000] });
+        assert_eq!(merge(&ours, &ours.clone(), &ours, 20), {
+            let mut sorted = ours.clone();
+            sorted.tests.values_mut().for_each(|entry| entry.passed.samples.sort_unstable());
+            sorted
+        });
+    }
+
+    #[test]
+    fn a_test_that_a_line_wise_merge_left_twice_is_put_together() {
+        let line = |samples: &str| format!("{{\"id\":\"a\",\"passed\":{{\"n\":1,\"samples\":[{samples}]}}}}\n");
+        let (history, damages) = History::parse(&(line("0.1") + &line("0.2")));
+        assert_eq!(damages, []);
+        assert_eq!(history.tests["a"].passed, Reservoir { seen: 2, samples: vec![100_000, 200_000] });
+    }
+}

@@ -1,0 +1,364 @@
+//! Starts one process in a group of its own and watches it: output, exit, time limit, orders to end it.
+//!
+//! The common case is what counts here, a process that lives a millisecond and writes four lines. So there is no
+//! thread and no allocation per process beyond the standard library's own, nothing that would keep the standard library
+//! from starting it by `posix_spawn`, and for the first moments only the process's end is waited for, not its output:
+//! a process that writes its lines into pipes nobody sleeps on is not interrupted by its reader.
+//!
+//! What the output and the exit status mean is not decided here.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+
+use super::mailbox::{Mailbox, Verdict};
+
+/// How long the output of a process may wait in its pipes before it is read for the first time, unless the output is
+/// wanted as it comes. A process that fills a pipe sooner waits that long once.
+const UNREAD: Duration = Duration::from_millis(20);
+
+/// How often a process is asked whether it has ended, where the system has no descriptor for that.
+const ASK: Duration = Duration::from_millis(10);
+
+/// How long a program that is being written to by somebody else ("text file busy") is tried again.
+const BUSY_TRIES: u32 = 40;
+
+/// Which of a process's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Follows a process while it runs.
+pub(super) trait Observer {
+    /// The process wrote something.
+    fn output(&mut self, stream: Stream, bytes: &[u8]);
+
+    /// When the process has to be ended for taking too long; asked again after every output.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// Whether output is of use while the process runs.
+    fn wants_output_early(&self) -> bool;
+}
+
+/// Who ended a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndedBy {
+    Itself,
+    TimeLimit,
+    /// A cancel or the end of the worker.
+    Order,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) status: ExitStatus,
+    pub(super) by: EndedBy,
+    /// When it ended, whatever was waited for after that.
+    pub(super) at: Instant,
+    /// Something that the process started still holds its output.
+    pub(super) leaky: bool,
+}
+
+/// The limits that hold for every process of a worker.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Between SIGTERM and SIGKILL.
+    pub(super) kill_grace: Duration,
+    /// How long output is waited for after the process has ended.
+    pub(super) leak_timeout: Duration,
+}
+
+/// A process that runs.
+pub(super) struct Process {
+    child: Child,
+    group: Pid,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    /// Becomes readable when the process has ended; absent where the system has no such thing.
+    ended: Option<OwnedFd>,
+    reaped: bool,
+}
+
+impl Process {
+    /// Starts a command in a process group of its own, without input, its output in pipes.
+    pub(super) fn start(command: &mut Command) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut tries = 0;
+        let mut child = loop {
+            match command.spawn() {
+                // A linker, or a process forked by another thread of such a linker, still holds the file open.
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                started => break started?,
+            }
+        };
+        let group = Pid::from_child(&child);
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        Ok(Self { child, group, stdout, stderr, ended: end_descriptor(group), reaped: false })
+    }
+
+    /// Watches the process until it has ended; `buffer` is where output passes through.
+    pub(super) fn watch(
+        mut self,
+        limits: Limits,
+        mailbox: &Mailbox,
+        observer: &mut dyn Observer,
+        buffer: &mut [u8],
+    ) -> io::Result<End> {
+        let mut by = EndedBy::Itself;
+        // Once the process was told to end: when patience with it is over.
+        let mut kill_at: Option<Instant> = None;
+        let mut killed = false;
+        let mut read_from = (!observer.wants_output_early()).then(|| Instant::now() + UNREAD);
+        loop {
+            let now = Instant::now();
+            let limit = if killed { None } else { kill_at.or_else(|| observer.deadline()) };
+            if limit.is_some_and(|limit| limit <= now) {
+                if kill_at.is_some() {
+                    self.signal(Signal::KILL);
+                    killed = true;
+                } else {
+                    by = EndedBy::TimeLimit;
+                    kill_at = Some(self.terminate(limits));
+                }
+                continue;
+            }
+            read_from = read_from.filter(|&from| from > now);
+            let until = [limit, read_from].into_iter().flatten().min();
+            let watched = Watched { events: true, output: read_from.is_none() };
+
+            let ready = self.poll(mailbox.wake_fd(), watched, until.map(|until| until - now))?;
+            if ready.stdout {
+                read(&mut self.stdout, Stream::Stdout, observer, buffer)?;
+            }
+            if ready.stderr {
+                read(&mut self.stderr, Stream::Stderr, observer, buffer)?;
+            }
+            if ready.ended {
+                return self.reap(by, limits, mailbox, observer, buffer);
+            }
+            if ready.order {
+                let verdict = mailbox.verdict();
+                if verdict != Verdict::Continue && kill_at.is_none() {
+                    by = EndedBy::Order;
+                    kill_at = Some(self.terminate(limits));
+                }
+                if verdict == Verdict::Kill {
+                    kill_at = Some(now);
+                }
+            }
+        }
+    }
+
+    /// The process has ended but still has its number: nobody else can be hit by a signal to its group.
+    fn reap(
+        mut self,
+        by: EndedBy,
+        limits: Limits,
+        mailbox: &Mailbox,
+        observer: &mut dyn Observer,
+        buffer: &mut [u8],
+    ) -> io::Result<End> {
+        if by != EndedBy::Itself {
+            self.signal(Signal::KILL);
+        }
+        let status = self.child.wait()?;
+        self.reaped = true;
+        // Most processes leave nobody behind, and their pipes are at their end already.
+        let at = Instant::now();
+        let until = at + limits.leak_timeout;
+        while self.stdout.is_some() || self.stderr.is_some() {
+            let watched = Watched { events: false, output: true };
+            let left = until.saturating_duration_since(Instant::now());
+            let ready = self.poll(mailbox.wake_fd(), watched, Some(left))?;
+            if ready.stdout {
+                read(&mut self.stdout, Stream::Stdout, observer, buffer)?;
+            }
+            if ready.stderr {
+                read(&mut self.stderr, Stream::Stderr, observer, buffer)?;
+            }
+            // Checked also after output: somebody who never stops writing must not hold up the run.
+            if left.is_zero() {
+                break;
+            }
+        }
+        let leaky = self.stdout.is_some() || self.stderr.is_some();
+        Ok(End { status, by, at, leaky })
+    }
+
+    /// Waits until something that is watched happens, at most for `timeout`.
+    fn poll(&self, wake: BorrowedFd<'_>, watched: Watched, timeout: Option<Duration>) -> io::Result<Ready> {
+        // What is not there or not watched is represented by a descriptor that nothing is expected of.
+        fn slot<'fd>(fd: Option<BorrowedFd<'fd>>, wake: BorrowedFd<'fd>) -> PollFd<'fd> {
+            match fd {
+                Some(fd) => PollFd::from_borrowed_fd(fd, PollFlags::IN),
+                None => PollFd::from_borrowed_fd(wake, PollFlags::empty()),
+            }
+        }
+        let (stdout, stderr) = (self.stdout.as_ref().map(AsFd::as_fd), self.stderr.as_ref().map(AsFd::as_fd));
+        let mut fds = [
+            slot(watched.events.then_some(wake), wake),
+            slot(self.ended.as_ref().map(AsFd::as_fd).filter(|_| watched.events), wake),
+            slot(stdout.filter(|_| watched.output), wake),
+            slot(stderr.filter(|_| watched.output), wake),
+        ];
+        let asking = watched.events && self.ended.is_none();
+        let timeout = if asking { Some(timeout.map_or(ASK, |timeout| timeout.min(ASK))) } else { timeout };
+        let timeout = timeout.map(|timeout| Timespec {
+            // Centuries are as good as for ever.
+            tv_sec: timeout.as_secs().min(u64::from(u32::MAX)).cast_signed(),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            // The caller's loop comes back with the time that is left.
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error.into()),
+        }
+        let is_ready = |at: usize, there: bool| there && !fds[at].revents().is_empty();
+        Ok(Ready {
+            order: is_ready(0, watched.events),
+            ended: if asking { self.has_ended()? } else { is_ready(1, watched.events) },
+            stdout: is_ready(2, watched.output && stdout.is_some()),
+            stderr: is_ready(3, watched.output && stderr.is_some()),
+        })
+    }
+
+    /// Whether the process has ended, without taking its number from it.
+    fn has_ended(&self) -> io::Result<bool> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = retry_on_intr(|| waitid(WaitId::Pid(self.group), options))?;
+        Ok(status.is_some())
+    }
+
+    /// Tells the whole group to end; returns when patience with it ends.
+    fn terminate(&self, limits: Limits) -> Instant {
+        self.signal(Signal::TERM);
+        // A stopped process would not notice.
+        self.signal(Signal::CONT);
+        Instant::now() + limits.kill_grace
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It fails only for a group without members, which has nothing left to end.
+        let _ = kill_process_group(self.group, signal);
+    }
+}
+
+impl Drop for Process {
+    /// A process that could not be watched to its end is not left behind.
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.signal(Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// What a wait is for: `events` are the process's end and orders.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    events: bool,
+    output: bool,
+}
+
+/// What a wait brought.
+#[derive(Debug, Default)]
+struct Ready {
+    order: bool,
+    ended: bool,
+    stdout: bool,
+    stderr: bool,
+}
+
+/// Reads once, which does not block after `poll` said so; at its end the pipe is closed.
+fn read<P: AsFd>(
+    pipe: &mut Option<P>,
+    stream: Stream,
+    observer: &mut dyn Observer,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let Some(open) = pipe else { return Ok(()) };
+    match retry_on_intr(|| rustix::io::read(&*open, &mut *buffer))? {
+        0 => *pipe = None,
+        length => observer.output(stream, &buffer[..length]),
+    }
+    Ok(())
+}
+
+/// A descriptor that becomes readable when a child ends. `None` where there is no such thing, or no descriptor left:
+/// the child is then asked now and then.
+#[cfg(target_os = "linux")]
+fn end_descriptor(child: Pid) -> Option<OwnedFd> {
+    rustix::process::pidfd_open(child, rustix::process::PidfdFlags::empty()).ok()
+}
+
+/// As above: there is no such thing here.
+#[cfg(not(target_os = "linux"))]
+fn end_descriptor(_child: Pid) -> Option<OwnedFd> {
+    None
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::worker::libtest::LibtestOptions;
+
+    struct Collected {
+        stdout: Vec<u8>,
+        deadline: Option<Instant>,
+    }
+
+    impl Observer for Collected {
+        fn output(&mut self, stream: Stream, bytes: &[u8]) {
+            if stream == Stream::Stdout {
+                self.stdout.extend_from_slice(bytes);
+            }
+        }
+
+        fn deadline(&self) -> Option<Instant> {
+            self.deadline
+        }
+
+        fn wants_output_early(&self) -> bool {
+            false
+        }
+    }
+
+    /// Runs a script as on a system that cannot tell when a child ends.
+    fn watch(script: &str, limit: Option<Duration>) -> (End, String) {
+        let mut process = Process::start(Command::new("/bin/sh").args(["-c", script])).unwrap();
+        process.ended = None;
+        let limits = Limits { kill_grace: Duration::from_millis(20), leak_timeout: Duration::from_millis(20) };
+        let mailbox = Mailbox::new(&LibtestOptions::default()).unwrap();
+        let mut observer = Collected { stdout: Vec::new(), deadline: limit.map(|limit| Instant::now() + limit) };
+        let end = process.watch(limits, &mailbox, &mut observer, &mut [0; 4096]).unwrap();
+        (end, String::from_utf8(observer.stdout).unwrap())
+    }
+
+    #[test]
+    fn a_process_is_followed_without_a_descriptor_for_its_end() {
+        let (end, stdout) = watch("echo one; exec 1>&- 2>&-; sleep 0.05; exit 3", None);
+        assert_eq!((end.status.code(), end.by, end.leaky), (Some(3), EndedBy::Itself, false));
+        assert_eq!(stdout, "one\n");
+    }
+
+    #[test]
+    fn a_process_that_ignores_the_polite_signal_is_killed() {
+        let (end, _) = watch("trap '' TERM; while :; do sleep 1000; done", Some(Duration::from_millis(100)));
+        assert_eq!(end.by, EndedBy::TimeLimit);
+        assert!(!end.status.success() && end.status.code().is_none());
+    }
+}

@@ -1,0 +1,211 @@
+//! One process for one test: the form in which tests share nothing.
+
+use std::time::{Duration, Instant};
+
+use super::capture::{Capture, Lines, Overlong};
+use super::outcome::{self, LineResult};
+use super::process::{EndedBy, Observer, Process, Stream};
+use super::slot::{Slot, has_flag, start_error};
+use crate::framework::{Captured, TestOutcome, TestResult};
+use crate::worker::{Harness, Message, RunItem, TestKey, Unit};
+
+/// Runs one test in one process.
+pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool) {
+    let mut command = slot.command(unit);
+    if unit.harness == Harness::Libtest {
+        // A flag given twice is refused, so those that the user gave are left to them.
+        let given = |flag: &str| has_flag(&unit.extra_args, flag);
+        command.arg(&item.name);
+        if !given("--exact") {
+            command.arg("--exact");
+        }
+        if !given("--nocapture") && !given("--no-capture") {
+            // The pipes capture; and what other threads and children of the test write is then captured with it.
+            command.arg("--nocapture");
+        }
+        if item.ignored && !given("--ignored") && !given("--include-ignored") {
+            command.arg("--include-ignored");
+        }
+    }
+    command.args(&unit.extra_args);
+
+    let began = Instant::now();
+    let process = Process::start(&mut command);
+    slot.emit(Message::Started { key: item.key });
+    let process = match process {
+        Ok(process) => process,
+        Err(error) => {
+            let result = TestResult::new(TestOutcome::Error, Duration::ZERO).with_message(start_error(unit, &error));
+            return slot.emit(slot.mailbox.finish(item.key, result));
+        }
+    };
+    // The command's strings are of no use any more, and freeing them overlaps with the process.
+    drop(command);
+
+    let limit = item.timeout_ms.map(Duration::from_millis);
+    let mut output = Output {
+        stdout: Capture::new(slot.options.output_limit),
+        stderr: Capture::new(slot.options.output_limit),
+        deadline: limit.and_then(|limit| began.checked_add(limit)),
+        live: no_capture.then(|| Live::new(item, unit.harness)),
+        emit: &*slot.on_message,
+    };
+    let ended = process.watch(slot.limits(), &slot.mailbox, &mut output, &mut slot.buffer);
+    output.flush();
+    let (mut stdout, stderr) = (output.stdout.finish(), output.stderr.finish());
+
+    let mut result = match ended {
+        Err(error) => TestResult::new(TestOutcome::Error, began.elapsed())
+            .with_message(format!("the test's process could not be watched and was ended: {error}")),
+        Ok(end) => {
+            let duration = end.at - began;
+            let mut result = match end.by {
+                EndedBy::Order => return slot.emit(slot.mailbox.give_back(item.key)),
+                EndedBy::TimeLimit => TestResult::new(TestOutcome::TimedOut, duration)
+                    .with_message(outcome::timeout_message(limit.unwrap_or(duration))),
+                EndedBy::Itself => {
+                    let reading = match unit.harness {
+                        Harness::Opaque => outcome::of_opaque(end.status, &stderr.text),
+                        _ => outcome::of_libtest(end.status, &item.name, &stdout.text, &stderr.text),
+                    };
+                    TestResult { message: reading.message, ..TestResult::new(reading.outcome, duration) }
+                }
+            };
+            result.leaky = end.leaky;
+            result
+        }
+    };
+    if !no_capture {
+        if unit.harness == Harness::Libtest {
+            outcome::strip_harness(&mut stdout.text, &item.name);
+        }
+        (result.stdout, result.stderr) = (stdout, stderr);
+    }
+    slot.emit(slot.mailbox.finish(item.key, result));
+}
+
+/// What the process of one test writes.
+struct Output<'a> {
+    stdout: Capture,
+    stderr: Capture,
+    deadline: Option<Instant>,
+    live: Option<Live>,
+    emit: &'a dyn Fn(Message),
+}
+
+impl Observer for Output<'_> {
+    fn output(&mut self, stream: Stream, bytes: &[u8]) {
+        match stream {
+            Stream::Stdout => self.stdout.push(bytes),
+            Stream::Stderr => self.stderr.push(bytes),
+        }
+        if let Some(live) = &mut self.live {
+            live.push(stream, bytes, self.emit);
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    fn wants_output_early(&self) -> bool {
+        self.live.is_some()
+    }
+}
+
+impl Output<'_> {
+    fn flush(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.finish(self.emit);
+        }
+    }
+}
+
+/// Passes output on while it comes, in whole lines, without the harness's own.
+struct Live {
+    key: TestKey,
+    stdout: Lines,
+    stderr: Lines,
+    filter: Filter,
+}
+
+/// Where in the harness's output the stream is.
+enum Filter {
+    /// Nothing is the harness's.
+    Off,
+    /// Before `running 1 test`.
+    Announcement { name: String },
+    /// In the test's own output.
+    Test { name: String },
+    /// After the harness's verdict.
+    Summary,
+}
+
+impl Live {
+    fn new(item: &RunItem, harness: Harness) -> Self {
+        let lines = || Lines::new(64 << 10, Overlong::Split);
+        let filter = match harness {
+            Harness::Libtest => Filter::Announcement { name: item.name.clone() },
+            _ => Filter::Off,
+        };
+        Self { key: item.key, stdout: lines(), stderr: lines(), filter }
+    }
+
+    fn push(&mut self, stream: Stream, bytes: &[u8], emit: &dyn Fn(Message)) {
+        let Self { key, stdout, stderr, filter } = self;
+        match stream {
+            Stream::Stdout => stdout.push(bytes, |line| filter.pass(&String::from_utf8_lossy(line), *key, emit)),
+            Stream::Stderr => stderr.push(bytes, |line| send(&String::from_utf8_lossy(line), *key, emit)),
+        }
+    }
+
+    fn finish(&mut self, emit: &dyn Fn(Message)) {
+        let (stdout, stderr) = (self.stdout.finish(), self.stderr.finish());
+        self.filter.pass(&String::from_utf8_lossy(&stdout), self.key, emit);
+        send(&String::from_utf8_lossy(&stderr), self.key, emit);
+    }
+}
+
+impl Filter {
+    fn pass(&mut self, line: &str, key: TestKey, emit: &dyn Fn(Message)) {
+        match self {
+            Self::Off => send(line, key, emit),
+            Self::Announcement { .. } if line.trim().is_empty() => {}
+            Self::Announcement { name } => {
+                let announced = outcome::is_announcement(line);
+                *self = if announced { Self::Test { name: std::mem::take(name) } } else { Self::Off };
+                if !announced {
+                    send(line, key, emit);
+                }
+            }
+            Self::Test { name } => {
+                let verdict = format!("test {name}");
+                let own = match line.rfind(&verdict).map(|at| (at, outcome::result_line(&line[at..]))) {
+                    Some((at, Some((_, LineResult::Ok | LineResult::Failed | LineResult::Ignored(_))))) => at,
+                    _ => line.len(),
+                };
+                send(&line[..own], key, emit);
+                if own < line.len() {
+                    *self = Self::Summary;
+                }
+            }
+            Self::Summary => {}
+        }
+    }
+}
+
+fn send(text: &str, key: TestKey, emit: &dyn Fn(Message)) {
+    if !text.is_empty() {
+        emit(Message::Output { key, text: text.to_owned() });
+    }
+}
+
+/// Text that came as text, within the same bounds as what comes through pipes.
+pub(super) fn bounded(text: String, limit: usize) -> Captured {
+    if text.len() <= limit {
+        return text.into();
+    }
+    let mut capture = Capture::new(limit);
+    capture.push(text.as_bytes());
+    capture.finish()
+}

@@ -1,0 +1,195 @@
+//! The thread of a worker: takes tests off the queue, one process after the other.
+
+use std::collections::HashSet;
+use std::io;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::mailbox::{Mailbox, Together};
+use super::process::Limits;
+use super::{LibtestOptions, batch, doctest, single};
+use crate::framework::{Isolation, TestOutcome, TestResult};
+use crate::worker::{Harness, Message, StartPermit, Unit, UnitKey};
+
+/// The longest list of names on one command line, in bytes: a quarter of what Linux allows for arguments and environment
+/// together at the usual stack limit.
+const LONGEST_NAMES: usize = 512 << 10;
+
+/// How much is read at once: what a pipe holds.
+const BUFFER: usize = 64 << 10;
+
+/// What the thread of a worker has.
+pub(super) struct Slot {
+    pub(super) options: LibtestOptions,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) on_message: Arc<dyn Fn(Message) + Send + Sync>,
+    /// Where the output of processes passes through.
+    pub(super) buffer: Vec<u8>,
+    /// Units whose binaries cannot run several tests in a process in a way that can be followed.
+    alone: HashSet<UnitKey>,
+}
+
+impl Slot {
+    pub(super) fn new(
+        options: LibtestOptions,
+        mailbox: Arc<Mailbox>,
+        on_message: Arc<dyn Fn(Message) + Send + Sync>,
+    ) -> Self {
+        Self { options, mailbox, on_message, buffer: vec![0; BUFFER], alone: HashSet::new() }
+    }
+
+    /// Runs tests until there will be none any more.
+    pub(super) fn run(mut self) {
+        while self.mailbox.wait_for_work() {
+            // Tests stay in the queue, where they can be taken back, until they may start.
+            let permit = match &self.options.gate {
+                Some(gate) => gate.pass(self.options.slot, &|| self.mailbox.is_idle()),
+                None => StartPermit::default(),
+            };
+            let together = |isolation, unit: &Unit, key: UnitKey| match unit.harness {
+                Harness::Doctest => Together::UpTo(usize::MAX),
+                Harness::Libtest if isolation == Isolation::Binary && !self.alone.contains(&key) => {
+                    Together::UpTo(LONGEST_NAMES)
+                }
+                Harness::Libtest | Harness::Opaque => Together::One,
+            };
+            let Some(work) = self.mailbox.take(together) else { continue };
+            match (work.unit, &work.items[..]) {
+                (Err(unit), items) => self.refuse(unit, items),
+                (Ok(unit), _) if unit.harness == Harness::Doctest => {
+                    doctest::run(&mut self, work.items, &unit, work.no_capture);
+                }
+                (Ok(unit), [item]) => single::run(&mut self, item, &unit, work.no_capture),
+                (Ok(unit), _) => {
+                    let key = work.items[0].unit;
+                    if !batch::run(&mut self, work.items, &unit, work.no_capture) {
+                        tracing::debug!(program = %unit.program.display(), "runs its tests in a process each");
+                        self.alone.insert(key);
+                    }
+                }
+            }
+            drop(permit);
+            if let Some(message) = self.mailbox.yield_queue() {
+                self.emit(message);
+            }
+        }
+        self.emit(self.mailbox.farewell());
+    }
+
+    fn refuse(&self, unit: UnitKey, items: &[crate::worker::RunItem]) {
+        for item in items {
+            self.emit(Message::Started { key: item.key });
+            let result = TestResult::new(TestOutcome::Error, Duration::ZERO)
+                .with_message(format!("the worker was not told what unit {unit} is; this is a bug of offload"));
+            self.emit(self.mailbox.finish(item.key, result));
+        }
+    }
+
+    pub(super) fn emit(&self, message: Message) {
+        (self.on_message)(message);
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        Limits { kill_grace: self.options.kill_grace, leak_timeout: self.options.leak_timeout }
+    }
+
+    /// The command of a unit, up to where our own arguments begin.
+    pub(super) fn command(&self, unit: &Unit) -> Command {
+        let mut command = Command::new(&unit.program);
+        command.args(&unit.args).current_dir(&unit.cwd);
+        if !self.options.env.is_empty() {
+            command.envs(&self.options.env);
+        }
+        if !unit.env.is_empty() {
+            command.envs(&unit.env);
+        }
+        command
+    }
+
+    /// Whether a variable is set for the processes of a unit.
+    pub(super) fn has_env(&self, unit: &Unit, name: &str) -> bool {
+        unit.env.contains_key(name) || self.options.env.contains_key(name) || std::env::var_os(name).is_some()
+    }
+}
+
+/// Whether a flag is among arguments, alone or with `=value`.
+pub(super) fn has_flag(args: &[String], flag: &str) -> bool {
+    args.iter().any(|arg| arg.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+}
+
+/// Why a program could not be started, and what to do about it.
+pub(super) fn start_error(unit: &Unit, error: &io::Error) -> String {
+    let (program, cwd) = (unit.program.display(), unit.cwd.display());
+    if !unit.cwd.is_dir() {
+        return format!(
+            "cannot start {program} in {cwd}: that directory does not exist; was it moved after the build?"
+        );
+    }
+    let hint = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::NOENT) => "it, or the interpreter it names, does not exist; build it again",
+        Some(rustix::io::Errno::NOEXEC) => {
+            "this machine cannot execute it; was it built for another target, and is a runner configured for that?"
+        }
+        Some(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => {
+            "check that the file is executable and that its file system is not mounted noexec"
+        }
+        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
+            "too many files are open; raise the limit (ulimit -n) or run fewer tests at once (--parallel)"
+        }
+        Some(rustix::io::Errno::AGAIN | rustix::io::Errno::NOMEM) => {
+            "there are too many processes or too little memory; raise the limit (ulimit -u) or run fewer tests at once \
+             (--parallel)"
+        }
+        Some(rustix::io::Errno::TOOBIG) => "its arguments and environment are too long",
+        Some(rustix::io::Errno::TXTBSY) => "something still writes to it; is a build going on?",
+        _ => "try to run it by hand",
+    };
+    format!("cannot start {program}: {error}; {hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(program: &str, cwd: &str) -> Unit {
+        Unit {
+            harness: Harness::Libtest,
+            program: program.into(),
+            args: Vec::new(),
+            extra_args: Vec::new(),
+            cwd: cwd.into(),
+            env: Default::default(),
+        }
+    }
+
+    #[test]
+    fn errors_of_starting_say_what_to_do() {
+        let cases = [
+            (
+                2,
+                "/x/t: No such file or directory (os error 2); it, or the interpreter it names, does not exist; build it again",
+            ),
+            (8, "is a runner configured for that?"),
+            (13, "check that the file is executable"),
+            (24, "ulimit -n"),
+            (11, "ulimit -u"),
+        ];
+        for (code, expected) in cases {
+            let text = start_error(&unit("/x/t", "/"), &io::Error::from_raw_os_error(code));
+            assert!(text.contains(expected), "{text}");
+        }
+        let text = start_error(&unit("/x/t", "/no/such/dir"), &io::Error::from_raw_os_error(2));
+        assert_eq!(
+            text,
+            "cannot start /x/t in /no/such/dir: that directory does not exist; was it moved after the build?"
+        );
+    }
+
+    #[test]
+    fn flags_are_found_with_and_without_values() {
+        let args = ["--test-threads=3".to_owned(), "--exactly".to_owned()];
+        assert!(has_flag(&args, "--test-threads"));
+        assert!(!has_flag(&args, "--exact"));
+    }
+}
