@@ -1,0 +1,149 @@
+//! The command lines: what can be typed, and its documentation. Nothing here acts.
+
+pub mod cargo;
+pub mod offload;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Colours in the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Color {
+    /// Where the output is a terminal
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// How the progress of a run is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ProgressArg {
+    /// A bar on a terminal, plain lines elsewhere and in CI
+    #[default]
+    Auto,
+    /// A bar
+    Bar,
+    /// A line now and then
+    Plain,
+    /// Nothing but results
+    None,
+}
+
+/// Who reads standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum MessageFormat {
+    /// A person
+    #[default]
+    Human,
+    /// A program: one JSON object per event and line
+    Json,
+}
+
+/// What a run without any test amounts to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum NoTests {
+    /// Say so, and succeed
+    #[default]
+    Pass,
+    /// Say so, and exit with 3
+    Fail,
+}
+
+/// Options that every command has.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CommonArgs {
+    /// Use this configuration file (offload.toml, or a Cargo.toml or pyproject.toml that holds one)
+    #[arg(short, long, global = true, value_name = "PATH", help_heading = "General options")]
+    pub config: Option<PathBuf>,
+    /// Say more: a line for each test (-v), what offload itself does (-vv)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "General options")]
+    pub verbose: u8,
+    /// Say less: failures and the totals only
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "General options")]
+    pub quiet: bool,
+    /// Colour the output
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "General options")]
+    pub color: Color,
+}
+
+impl CommonArgs {
+    /// The verbosity as a number: -1 quiet, 0 normal, 1 and more verbose.
+    pub fn verbosity(&self) -> i8 {
+        if self.quiet { -1 } else { i8::try_from(self.verbose).unwrap_or(i8::MAX) }
+    }
+}
+
+/// Options of a run that are the same for every framework.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Run options")]
+pub struct ExecutionArgs {
+    /// Where tests run: local, default
+    #[arg(long, value_name = "PROVIDER")]
+    pub provider: Option<String>,
+    /// The most sandboxes (tests) at once [default: the number of CPUs]
+    #[arg(short = 'j', long = "parallel", visible_alias = "test-threads", value_name = "N")]
+    pub parallel: Option<usize>,
+    /// Repeat a failed test up to N times; it is flaky if it then passes
+    #[arg(long, value_name = "N")]
+    pub retries: Option<u32>,
+    /// End a test that runs longer than this many seconds
+    #[arg(long, value_name = "SECS")]
+    pub timeout: Option<f64>,
+    /// Stop after the first failed test
+    #[arg(long, conflicts_with = "max_fail")]
+    pub fail_fast: bool,
+    /// Stop after N failed tests
+    #[arg(long, value_name = "N")]
+    pub max_fail: Option<usize>,
+    /// Do not capture what tests write
+    #[arg(long, visible_alias = "nocapture")]
+    pub no_capture: bool,
+    /// Record durations and outcomes in the history file
+    #[arg(long)]
+    pub record_history: bool,
+    /// What to do when there is no test to run
+    #[arg(long, value_name = "ACTION", default_value = "pass")]
+    pub no_tests: NoTests,
+}
+
+/// Options that say what is written where.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Report options")]
+pub struct ReportArgs {
+    /// Write the JUnit report to this file
+    #[arg(long, value_name = "PATH")]
+    pub junit: Option<PathBuf>,
+    /// Write reports into this directory
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// What standard output is for
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub message_format: MessageFormat,
+    /// How progress is shown
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub progress: ProgressArg,
+}
+
+/// Which tests of the last run `logs` shows.
+#[derive(Debug, Clone, Default, Args)]
+pub struct LogsArgs {
+    /// Only tests that failed
+    #[arg(long)]
+    pub failures: bool,
+    /// Only tests that could not be executed properly
+    #[arg(long)]
+    pub errors: bool,
+    /// Only the test with this id (may be given several times)
+    #[arg(long, value_name = "ID")]
+    pub test: Vec<String>,
+    /// Only tests whose id matches this regular expression
+    #[arg(long, value_name = "RE")]
+    pub test_regex: Option<String>,
+    /// Read this JUnit file instead of the last run's
+    #[arg(long, value_name = "PATH")]
+    pub junit: Option<PathBuf>,
+}

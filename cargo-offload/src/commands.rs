@@ -1,0 +1,10 @@
+//! What each subcommand does.
+
+pub mod build;
+pub mod history;
+pub mod init;
+pub mod list;
+pub mod logs;
+pub mod run;
+pub mod validate;
+pub mod worker;

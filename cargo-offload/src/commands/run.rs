@@ -1,0 +1,276 @@
+//! `run`: discovers and runs tests.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use offload_core::config::{CargoFrameworkConfig, Config, FrameworkConfig, ProviderConfig, RecordHistory};
+use offload_core::framework::TestFramework;
+use offload_core::framework::cargo::{CargoFramework, CargoOptions, RunIgnored};
+use offload_core::framework::default::DefaultFramework;
+use offload_core::framework::pytest::PytestFramework;
+use offload_core::orchestrator::Orchestrator;
+use offload_core::provider::default::DefaultProvider;
+use offload_core::provider::local::LocalProvider;
+use offload_core::provider::{CopyDir, SandboxProvider};
+use offload_core::report::console::{ColorChoice, ConsoleOptions, ConsoleReporter, Progress, Surroundings};
+use offload_core::report::history::HistoryReporter;
+use offload_core::report::json::JsonReporter;
+use offload_core::report::junit::MasterJunitReport;
+use offload_core::report::trace::TraceReporter;
+use offload_core::report::{Reporter, ensure_writable};
+
+use crate::cli::cargo::{CargoRunArgs, SelectionArgs};
+use crate::cli::offload::{ImageArgs, OffloadRunArgs};
+use crate::cli::{Color, CommonArgs, ExecutionArgs, MessageFormat, NoTests, ProgressArg, ReportArgs};
+use crate::failure::{NOTHING_RUN, Outcome};
+use crate::settings::{Overrides, Settings};
+use crate::signals::cancel_on_signals;
+
+/// `cargo offload run`
+pub fn cargo(common: &CommonArgs, args: &CargoRunArgs) -> Outcome {
+    let settings = cargo_settings(common, Overrides::cargo(args), &args.selection)?;
+    let framework = cargo_framework(&settings, &args.selection, use_colors(common, &args.report))?;
+    let provider = provider(&settings.config, &ImageArgs::default())?;
+    let run = Run { common, execution: &args.execution, report: &args.report, trace: false, env: BTreeMap::new() };
+    run.execute(settings, provider, Arc::new(framework), Vec::new())
+}
+
+/// `offload run`
+pub fn offload(common: &CommonArgs, args: &OffloadRunArgs) -> Outcome {
+    if args.show_estimated_cost {
+        anyhow::bail!("--show-estimated-cost is for providers that cost money, and none of those is there yet");
+    }
+    if args.collect_only {
+        return super::list::offload(common, crate::cli::offload::ListFormat::Text);
+    }
+    let settings = Settings::offload(common, Overrides::default().execution(&args.execution).report(&args.report))?;
+    let framework = framework(&settings, use_colors(common, &args.report))?;
+    let copy_dirs = args.copy_dirs.iter().map(|pair| copy_dir(pair)).collect::<anyhow::Result<Vec<_>>>()?;
+    let provider = provider(&settings.config, &args.image)?;
+    let env = variables(&args.env)?;
+    let run = Run { common, execution: &args.execution, report: &args.report, trace: args.trace, env };
+    run.execute(settings, provider, framework, copy_dirs)
+}
+
+/// The settings of a `cargo offload` command.
+pub fn cargo_settings(
+    common: &CommonArgs,
+    overrides: Overrides,
+    selection: &SelectionArgs,
+) -> anyhow::Result<Settings> {
+    Settings::cargo(common, overrides, || {
+        let options = selection.to_options();
+        Ok(offload_core::framework::cargo::target_directory(&options)?)
+    })
+}
+
+/// The Cargo framework for what was configured and typed.
+pub fn cargo_framework(settings: &Settings, selection: &SelectionArgs, colors: bool) -> anyhow::Result<CargoFramework> {
+    let FrameworkConfig::Cargo(config) = &settings.config.framework else {
+        anyhow::bail!("the configuration is not for Cargo");
+    };
+    Ok(CargoFramework::with_options(config.clone(), cargo_options(settings, config, selection.to_options(), colors)))
+}
+
+fn cargo_options(
+    settings: &Settings,
+    framework: &CargoFrameworkConfig,
+    mut options: CargoOptions,
+    colors: bool,
+) -> CargoOptions {
+    let config = &settings.config;
+    options.color = Some(colors);
+    options.groups.clone_from(&config.groups);
+    options.retries = config.offload.retry_count;
+    options.slots = config.offload.max_parallel;
+    options.output_dir.clone_from(&config.report.output_dir);
+    if framework.include_ignored && options.run_ignored == RunIgnored::Default {
+        options.run_ignored = RunIgnored::All;
+    }
+    options
+}
+
+/// The framework that the configuration names.
+pub fn framework(settings: &Settings, colors: bool) -> anyhow::Result<Arc<dyn TestFramework>> {
+    let config = &settings.config;
+    let root = config.offload.working_dir.clone().unwrap_or_default();
+    Ok(match &config.framework {
+        FrameworkConfig::Cargo(cargo) => {
+            let options = CargoOptions { current_dir: Some(root), ..CargoOptions::default() };
+            Arc::new(CargoFramework::with_options(cargo.clone(), cargo_options(settings, cargo, options, colors)))
+        }
+        FrameworkConfig::Pytest(pytest) => Arc::new(
+            PytestFramework::new(pytest.clone())
+                .with_root(root)
+                .with_groups(config.groups.clone())
+                .with_parallel_collection(config.offload.max_parallel_collection),
+        ),
+        FrameworkConfig::Default(default) => {
+            Arc::new(DefaultFramework::new(default.clone()).with_root(root).with_groups(config.groups.clone()))
+        }
+        FrameworkConfig::Unavailable { .. } => return Err(unavailable(config)),
+    })
+}
+
+/// The provider that the configuration names.
+pub fn provider(config: &Config, image: &ImageArgs) -> anyhow::Result<Arc<dyn SandboxProvider>> {
+    let has_images = matches!(config.provider, ProviderConfig::Default(_));
+    if !has_images && (image.no_cache || image.override_image_id.is_some()) {
+        anyhow::bail!("--no-cache and --override-image-id are for providers with images; this one has none");
+    }
+    Ok(match &config.provider {
+        ProviderConfig::Local(local) => Arc::new(LocalProvider::new(local.clone())),
+        ProviderConfig::Default(_) => {
+            let mut provider = DefaultProvider::from_config(config)?;
+            if image.no_cache {
+                provider = provider.without_cache();
+            }
+            if let Some(id) = &image.override_image_id {
+                provider = provider.with_image_id(id.clone());
+            }
+            Arc::new(provider)
+        }
+        ProviderConfig::Unavailable { .. } => return Err(unavailable(config)),
+    })
+}
+
+/// `--env`: variables for everything in the sandboxes.
+fn variables(entries: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let pair = |entry: &String| {
+        let pair = entry.split_once('=').filter(|(key, _)| !key.is_empty());
+        let (key, value) = pair.with_context(|| format!("`--env {entry}`: expected KEY=VALUE"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    entries.iter().map(pair).collect()
+}
+
+/// The sentence for a provider or framework that is known and not there yet.
+fn unavailable(config: &Config) -> anyhow::Error {
+    match config.check_available() {
+        Err(error) => error.into(),
+        Ok(()) => anyhow::anyhow!("nothing can be run with this configuration"),
+    }
+}
+
+fn copy_dir(pair: &str) -> anyhow::Result<CopyDir> {
+    let halves = pair.split_once(':').filter(|(local, remote)| !local.is_empty() && !remote.is_empty());
+    let (local, remote) = halves.with_context(|| format!("`--copy-dir {pair}`: expected LOCAL:REMOTE"))?;
+    let local = std::path::absolute(local).with_context(|| format!("`--copy-dir {pair}`"))?;
+    if !local.exists() {
+        anyhow::bail!("`--copy-dir {pair}`: there is no {}", local.display());
+    }
+    Ok(CopyDir { local, remote: remote.into() })
+}
+
+/// Whether what the build prints is coloured.
+pub fn use_colors(common: &CommonArgs, report: &ReportArgs) -> bool {
+    report.message_format == MessageFormat::Human && Surroundings::detect().color_stderr(color_choice(common))
+}
+
+/// `--color`, as the console report takes it.
+pub fn color_choice(common: &CommonArgs) -> ColorChoice {
+    match common.color {
+        Color::Auto => ColorChoice::Auto,
+        Color::Always => ColorChoice::Always,
+        Color::Never => ColorChoice::Never,
+    }
+}
+
+/// A run that is about to take place.
+struct Run<'a> {
+    common: &'a CommonArgs,
+    execution: &'a ExecutionArgs,
+    report: &'a ReportArgs,
+    trace: bool,
+    env: BTreeMap<String, String>,
+}
+
+impl Run<'_> {
+    fn execute(
+        self,
+        settings: Settings,
+        provider: Arc<dyn SandboxProvider>,
+        framework: Arc<dyn TestFramework>,
+        mut copy_dirs: Vec<CopyDir>,
+    ) -> Outcome {
+        let config = settings.config;
+        if let ProviderConfig::Default(default) = &config.provider {
+            let configured = default.copy_dirs.iter();
+            copy_dirs.extend(
+                configured
+                    .map(|(local, remote)| CopyDir { local: settings.base_dir.join(local), remote: remote.clone() }),
+            );
+        }
+        ensure_writable(&config.report.output_dir)?;
+        if let Some(parent) = config.report.junit_path().as_deref().and_then(std::path::Path::parent) {
+            ensure_writable(parent)?;
+        }
+        for notice in &config.notices {
+            let _ = writeln!(std::io::stderr(), "note: {notice}");
+        }
+        let reporters = self.reporters(&config);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("the asynchronous runtime could not be started")?;
+        let result = runtime.block_on(async {
+            let orchestrator = Orchestrator::new(config, provider, framework, &copy_dirs, false)
+                .with_reporters(reporters)
+                .with_no_capture(self.execution.no_capture)
+                .with_env(self.env);
+            let signals = cancel_on_signals(orchestrator.cancel_handle())
+                .context("signals cannot be handled, so the run could not be interrupted")?;
+            let result = orchestrator.run(&[]).await;
+            signals.abort();
+            anyhow::Ok(result?)
+        })?;
+        for error in &result.report_errors {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+        }
+        let nothing_to_run = result.summary.total == result.summary.skipped;
+        if nothing_to_run && result.exit_code() == 0 && self.execution.no_tests == NoTests::Fail {
+            let _ = writeln!(std::io::stderr(), "error: there was no test to run, and --no-tests=fail was given");
+            return Ok(NOTHING_RUN);
+        }
+        Ok(result.exit_code())
+    }
+
+    fn reporters(&self, config: &Config) -> Vec<Box<dyn Reporter>> {
+        let mut reporters: Vec<Box<dyn Reporter>> = Vec::new();
+        let junit = config.report.junit_path();
+        match self.report.message_format {
+            MessageFormat::Json => reporters.push(Box::new(JsonReporter::new(std::io::stdout()))),
+            MessageFormat::Human => reporters.push(Box::new(ConsoleReporter::stdio(ConsoleOptions {
+                verbosity: self.common.verbosity(),
+                progress: match self.report.progress {
+                    ProgressArg::Auto => Progress::Auto,
+                    ProgressArg::Bar => Progress::Bar,
+                    ProgressArg::Plain => Progress::Plain,
+                    ProgressArg::None => Progress::None,
+                },
+                color: color_choice(self.common),
+                slow_test: config.offload.slow_test,
+                reports: junit.iter().map(|path| shortened(path)).collect(),
+            }))),
+        }
+        if let Some(path) = junit {
+            reporters.push(Box::new(MasterJunitReport::new(path)));
+        }
+        if config.history.record_history == RecordHistory::Always {
+            reporters.push(Box::new(HistoryReporter::new(&config.history.path, config.history.reservoir_size)));
+        }
+        if self.trace {
+            reporters.push(Box::new(TraceReporter::new(config.report.output_dir.join("trace.json"))));
+        }
+        reporters
+    }
+}
+
+/// A path as people read it: relative to where they are, if it is below.
+fn shortened(path: &std::path::Path) -> PathBuf {
+    let current = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&current).unwrap_or(path).to_owned()
+}

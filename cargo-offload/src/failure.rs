@@ -1,0 +1,23 @@
+//! From what went wrong to what the user reads and the exit code.
+
+use std::io::Write;
+
+/// The exit code when nothing could be run: usage, configuration, build, discovery or infrastructure.
+pub const NOTHING_RUN: i32 = 3;
+
+/// What a command comes to: an exit code, or an error to be shown (exit code [`NOTHING_RUN`]).
+pub type Outcome = anyhow::Result<i32>;
+
+/// Shows an error and gives the exit code.
+pub fn exit_code(outcome: Outcome) -> i32 {
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            let text = format!("{error:#}");
+            // Diagnoses that come with their own heading and snippet are whole.
+            let text = if text.starts_with("error") { text } else { format!("error: {text}") };
+            let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
+            NOTHING_RUN
+        }
+    }
+}

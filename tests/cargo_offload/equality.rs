@@ -1,0 +1,125 @@
+//! The outcome of every test is that of `cargo test`.
+
+use std::collections::BTreeMap;
+
+use crate::support::{Workspace, program};
+
+/// Outcomes by test name, as `cargo test` prints them. Names are unique in the workspaces below.
+fn cargo_test(workspace: &Workspace) -> BTreeMap<String, String> {
+    let mut command = program("cargo", &workspace.dir);
+    let output = command.args(["test", "--workspace", "--no-fail-fast"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut outcomes = BTreeMap::new();
+    for line in text.lines() {
+        let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) else {
+            continue;
+        };
+        let name = [" - should panic", " - compile fail", " - compile"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .unwrap_or(name);
+        let outcome = match outcome.split([',', ' ']).next().unwrap() {
+            "ok" => "passed",
+            "FAILED" => "failure",
+            "ignored" => "skipped",
+            other => panic!("unknown outcome {other:?} in {line:?}"),
+        };
+        assert!(outcomes.insert(name.to_owned(), outcome.to_owned()).is_none(), "{name} is not unique");
+    }
+    outcomes
+}
+
+/// Outcomes by test name, as `cargo offload` reports them.
+fn cargo_offload(workspace: &Workspace, isolation: &str) -> BTreeMap<String, String> {
+    let run = workspace.offload(["--workspace", "--isolation", isolation]);
+    let junit = run.junit();
+    let outcomes: BTreeMap<_, _> =
+        junit.cases.iter().map(|(id, case)| (id.split_once(' ').unwrap().1.to_owned(), case.outcome.clone())).collect();
+    assert_eq!(outcomes.len(), junit.cases.len(), "names are unique");
+    outcomes
+}
+
+#[test]
+fn a_workspace_of_every_kind_of_target() {
+    let member = |name: &str, more: &str| {
+        format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2021\"\n{more}")
+    };
+    let doc_tests = r#"
+//! ```
+//! assert!(true);
+//! ```
+//! ```should_panic
+//! panic!("as it should");
+//! ```
+//! ```compile_fail
+//! let x: u32 = "";
+//! ```
+//! ```no_run
+//! loop {}
+//! ```
+//! ```ignore
+//! never
+//! ```
+//! ```
+//! assert!(false, "documentation that is wrong");
+//! ```
+#[test] fn lib_unit() {}
+#[test] fn lib_fails() -> Result<(), String> { Err("an error value".into()) }
+#[test] #[should_panic(expected = "this")] fn lib_should_panic() { panic!("this one") }
+#[test] #[should_panic] fn lib_does_not_panic() {}
+#[test] #[ignore] fn lib_ignored() {}
+"#;
+    let everything = member(
+        "everything",
+        "\n[dependencies]\nrenamed = { package = \"original\", path = \"../original\" }\n\
+         macros = { path = \"../macros\" }\n\n[[example]]\nname = \"tested\"\ntest = true\n\n\
+         [[bench]]\nname = \"tested_bench\"\ntest = true\n\n[[test]]\nname = \"own_harness\"\nharness = false\n",
+    );
+    let build_script = "fn main() { println!(\"cargo:rustc-env=FROM_BUILD=yes\"); \
+                        std::fs::write(std::env::var(\"OUT_DIR\").unwrap() + \"/made\", \"made\").unwrap(); }";
+    let integration = r#"
+#[test] fn integration_runs_the_binary() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_everything")).output().unwrap();
+    assert_eq!(output.stdout, b"everything\n");
+    assert_eq!(std::env::var("CARGO_BIN_EXE_everything").is_ok(), option_env!("UNSET").is_none());
+}
+#[test] fn integration_uses_renamed() { assert_eq!(renamed::three(), 3); }
+#[test] fn integration_uses_macro() { assert_eq!(macros::four!(), 4); }
+#[test] fn integration_temporary_directory() { assert!(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).is_dir()); }
+#[test] fn integration_fails() { panic!("in an integration test") }
+"#;
+    let files = [
+        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"everything\", \"original\", \"macros\"]\n"),
+        ("everything/Cargo.toml", everything.as_str()),
+        ("everything/build.rs", build_script),
+        ("everything/src/lib.rs", doc_tests),
+        ("everything/src/main.rs", "fn main() { println!(\"everything\"); }\n#[test] fn bin_unit() {}\n"),
+        ("everything/examples/tested.rs", "fn main() {}\n#[test] fn example_unit() {}\n"),
+        ("everything/examples/untested.rs", "fn main() { panic!(\"must not be run\") }\n"),
+        ("everything/benches/tested_bench.rs", "#[test] fn bench_unit() {}\n"),
+        ("everything/tests/integration.rs", integration),
+        ("everything/tests/own_harness.rs", "fn main() {}\n"),
+        (
+            "everything/tests/build_script.rs",
+            "#[test] fn sees_the_build_script() { assert_eq!(env!(\"FROM_BUILD\"), \"yes\"); \
+             assert_eq!(std::fs::read_to_string(std::env::var(\"OUT_DIR\").unwrap() + \"/made\").unwrap(), \"made\"); }\n",
+        ),
+        ("original/Cargo.toml", &member("original", "")),
+        ("original/src/lib.rs", "pub fn three() -> u32 { 3 }\n#[test] fn original_unit() {}\n"),
+        ("macros/Cargo.toml", &member("macros", "\n[lib]\nproc-macro = true\n")),
+        (
+            "macros/src/lib.rs",
+            "#[proc_macro] pub fn four(_: proc_macro::TokenStream) -> proc_macro::TokenStream { \"4\".parse().unwrap() }\n\
+             #[test] fn macro_unit() {}\n",
+        ),
+    ];
+    let workspace = Workspace::shared("every kind – ünïcode", &files);
+    let expected = cargo_test(&workspace);
+    for isolation in ["process", "binary"] {
+        let mut actual = cargo_offload(&workspace, isolation);
+        // `cargo test` prints nothing of a target with a harness of its own.
+        assert_eq!(actual.remove("own_harness").as_deref(), Some("passed"), "{actual:?}");
+        assert_eq!(actual, expected, "{isolation}");
+    }
+    assert!(expected.len() > 20, "{expected:?}");
+}

@@ -1,0 +1,111 @@
+//! Ctrl-C, SIGTERM, and two runs at once.
+
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Junit, Run, Workspace, cargo_offload, is_running, wait_until};
+
+fn sleepers() -> Workspace {
+    let library = r#"
+#[test] fn a_quick() {}
+#[test] fn b_sleeps() { sleep("b") }
+#[test] fn c_sleeps() { sleep("c") }
+#[test] fn d_never_started() { sleep("d") }
+#[cfg(test)]
+fn sleep(name: &str) {
+    let dir = std::path::PathBuf::from(std::env::var("STARTED_DIR").unwrap());
+    std::fs::write(dir.join(name), std::process::id().to_string()).unwrap();
+    if std::env::var("STUBBORN").is_ok() {
+        // Ignores SIGTERM, as servers under test do.
+        let status = std::process::Command::new("sh").args(["-c", "trap '' TERM; sleep 1000 & wait; wait"]).status();
+        drop(status);
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+}
+"#;
+    Workspace::package("sleepers", library)
+}
+
+struct Running {
+    child: Child,
+    reports: tempfile::TempDir,
+    started: tempfile::TempDir,
+}
+
+impl Running {
+    /// Starts two sleeping tests and waits until both are there.
+    fn start(stubborn: bool) -> Self {
+        // Built beforehand, so that the run below is about tests only.
+        sleepers().offload(["--lib", "a_quick"]).exits(0);
+        let (reports, started) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut command = cargo_offload(&sleepers().dir);
+        command.args(["--lib", "-j", "2"]).env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path());
+        command.env("STARTED_DIR", started.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if stubborn {
+            command.env("STUBBORN", "1");
+        }
+        let child = command.spawn().unwrap();
+        let running = Self { child, reports, started };
+        wait_until("two tests sleep", || running.pids().len() == 2);
+        running
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        let entries = std::fs::read_dir(self.started.path()).unwrap();
+        entries.filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok()?.parse().ok()).collect()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the end and checks that nothing runs any more.
+    fn end(self) -> Run {
+        let pids = self.pids();
+        let run = Run::from_output(self.child.wait_with_output().unwrap(), self.reports);
+        for pid in pids {
+            wait_until("the tests are gone", || !is_running(pid));
+        }
+        run
+    }
+}
+
+fn is_a_whole_report(junit: &Junit) {
+    let outcomes = junit.outcomes();
+    assert_eq!(outcomes.len(), 4, "{outcomes:?}");
+    assert_eq!(outcomes["sleepers a_quick"], "passed", "{outcomes:?}");
+    assert_ne!(outcomes["sleepers d_never_started"], "passed", "{outcomes:?}");
+}
+
+#[test]
+fn ctrl_c_ends_tests_writes_every_report_and_exits_with_130() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let running = Running::start(false);
+        running.signal(signal);
+        let run = running.end().exits(130);
+        is_a_whole_report(&run.junit());
+        run.says("interrupted");
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_does_not_wait_for_tests_that_ignore_the_first() {
+    let running = Running::start(true);
+    running.signal(Signal::INT);
+    running.signal(Signal::INT);
+    let run = running.end().exits(130);
+    is_a_whole_report(&run.junit());
+}
+
+#[test]
+fn two_runs_at_once_do_not_disturb_each_other() {
+    let workspace = sleepers();
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| workspace.offload(["--lib", "a_quick"]))).collect();
+        for run in runs {
+            let run = run.join().unwrap().exits(0);
+            assert_eq!(run.junit().cases.len(), 1);
+        }
+    });
+}
