@@ -1,0 +1,37 @@
+# The two commands: `make demo` and `make test`. Everything else is for those who change the code.
+CARGO ?= cargo
+PYTHON ?= python3
+VENV := target/venv
+OFFLOAD := $(CURDIR)/target/release/cargo-offload
+
+.PHONY: demo test lint bench clean
+
+# Builds Offload and runs it on examples/: passing, failing, flaky and skipped tests in view.
+demo:
+	$(CARGO) build --release --package cargo-offload
+	@echo
+	@echo '$$ cd examples/rust && cargo offload --retries 1 -v'
+	@cd examples/rust && $(OFFLOAD) offload --retries 1 -v; code=$$?; echo; \
+		echo "exit code $$code: one test of the example fails on purpose"; test $$code -eq 1
+
+# Everything that can be tested on this machine. Python tests use an environment of their own under target/.
+test: $(VENV)/ready
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CARGO) test --workspace --locked --no-fail-fast
+
+$(VENV)/ready: tests/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	touch $@
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# Side by side with the tools that people use instead; prints a table of ratios. Installs those that are missing
+# under target/bench.
+bench:
+	$(CARGO) build --release --package cargo-offload --package offload-core --examples
+	$(PYTHON) bench/bench.py
+
+clean:
+	$(CARGO) clean
