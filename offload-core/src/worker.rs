@@ -179,6 +179,11 @@ pub trait StartGate: Send + Sync {
     /// again after every wake-up). The test may run as long as the permit lives.
     fn pass(&self, slot: usize, give_up: &dyn Fn() -> bool) -> StartPermit;
 
+    /// Whether [`Self::pass`] would return at once with a permit that nobody else wants.
+    fn is_open(&self) -> bool {
+        false
+    }
+
     /// Has everybody who waits in [`Self::pass`] ask `give_up` again. To be called after what it says has changed.
     fn wake(&self) {}
 }

@@ -404,7 +404,8 @@ impl<'a> Dispatcher<'a> {
         let attempt = Attempt {
             number: assigned.attempt,
             sandbox: Arc::clone(&place.id),
-            started_at: assigned.started_at.unwrap_or_else(|| now.saturating_sub(result.duration)),
+            // Quick tests are announced when they have ended.
+            started_at: now.saturating_sub(result.duration),
             result,
         };
         if self.scheduler.finished(index, TestIndex(key), verdict, now) {

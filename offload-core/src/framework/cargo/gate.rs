@@ -46,13 +46,17 @@ impl BuildGate {
 
 impl StartGate for BuildGate {
     fn pass(&self, _slot: usize, give_up: &dyn Fn() -> bool) -> StartPermit {
-        if !self.building.load(Ordering::Acquire) {
+        if self.is_open() {
             return StartPermit::default();
         }
         match self.pool() {
             Some(pool) => pool.pass(give_up),
             None => StartPermit::default(),
         }
+    }
+
+    fn is_open(&self) -> bool {
+        !self.building.load(Ordering::Acquire)
     }
 
     fn wake(&self) {

@@ -189,6 +189,11 @@ impl Mailbox {
         }
     }
 
+    /// How many tests wait.
+    pub(super) fn queued(&self) -> usize {
+        self.lock().queue.len()
+    }
+
     /// Whether there is nothing to start any more, so that whoever waits for a permit can give up.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();

@@ -44,6 +44,9 @@ pub(super) trait Observer {
     /// When the process has to be ended for taking too long; asked again after every output.
     fn deadline(&self) -> Option<Instant>;
 
+    /// The process has not ended as soon as most do. Called at most once.
+    fn runs_on(&mut self) {}
+
     /// Whether output is of use while the process runs.
     fn wants_output_early(&self) -> bool;
 }
@@ -121,6 +124,7 @@ impl Process {
         let mut kill_at: Option<Instant> = None;
         let mut killed = false;
         let mut read_from = (!observer.wants_output_early()).then(|| Instant::now() + UNREAD);
+        let mut settled_in = false;
         loop {
             let now = Instant::now();
             let limit = if killed { None } else { kill_at.or_else(|| observer.deadline()) };
@@ -135,6 +139,10 @@ impl Process {
                 continue;
             }
             read_from = read_from.filter(|&from| from > now);
+            if read_from.is_none() && !settled_in {
+                settled_in = true;
+                observer.runs_on();
+            }
             let until = [limit, read_from].into_iter().flatten().min();
             let watched = Watched { events: true, output: read_from.is_none() };
 

@@ -31,26 +31,31 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
 
     let began = Instant::now();
     let process = Process::start(&mut command);
-    slot.emit(Message::Started { key: item.key });
+    slot.hold(Message::Started { key: item.key });
+    if no_capture {
+        slot.release();
+    }
     let process = match process {
         Ok(process) => process,
         Err(error) => {
             let result = TestResult::new(TestOutcome::Error, Duration::ZERO).with_message(start_error(unit, &error));
-            return slot.emit(slot.mailbox.finish(item.key, result));
+            return slot.conclude(item, result);
         }
     };
     // The command's strings are of no use any more, and freeing them overlaps with the process.
     drop(command);
 
     let limit = item.timeout_ms.map(Duration::from_millis);
+    let limits = slot.limits();
     let mut output = Output {
         stdout: Capture::new(slot.options.output_limit),
         stderr: Capture::new(slot.options.output_limit),
         deadline: limit.and_then(|limit| began.checked_add(limit)),
         live: no_capture.then(|| Live::new(item, unit.harness)),
+        held: &mut slot.held,
         emit: &*slot.on_message,
     };
-    let ended = process.watch(slot.limits(), &slot.mailbox, &mut output, &mut slot.buffer);
+    let ended = process.watch(limits, &slot.mailbox, &mut output, &mut slot.buffer);
     output.flush();
     let (mut stdout, stderr) = (output.stdout.finish(), output.stderr.finish());
 
@@ -60,7 +65,10 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
         Ok(end) => {
             let duration = end.at - began;
             let mut result = match end.by {
-                EndedBy::Order => return slot.emit(slot.mailbox.give_back(item.key)),
+                EndedBy::Order => {
+                    slot.release();
+                    return slot.emit(slot.mailbox.give_back(item.key));
+                }
                 EndedBy::TimeLimit => TestResult::new(TestOutcome::TimedOut, duration)
                     .with_message(outcome::timeout_message(limit.unwrap_or(duration))),
                 EndedBy::Itself => {
@@ -81,7 +89,7 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
         }
         (result.stdout, result.stderr) = (stdout, stderr);
     }
-    slot.emit(slot.mailbox.finish(item.key, result));
+    slot.conclude(item, result);
 }
 
 /// What the process of one test writes.
@@ -90,6 +98,7 @@ struct Output<'a> {
     stderr: Capture,
     deadline: Option<Instant>,
     live: Option<Live>,
+    held: &'a mut Vec<Message>,
     emit: &'a dyn Fn(Message),
 }
 
@@ -106,6 +115,10 @@ impl Observer for Output<'_> {
 
     fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    fn runs_on(&mut self) {
+        self.held.drain(..).for_each(self.emit);
     }
 
     fn wants_output_early(&self) -> bool {

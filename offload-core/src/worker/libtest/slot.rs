@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::io;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::mailbox::{Mailbox, Together};
 use super::process::Limits;
 use super::{LibtestOptions, batch, doctest, single};
 use crate::framework::{Isolation, TestOutcome, TestResult};
-use crate::worker::{Harness, Message, StartPermit, Unit, UnitKey};
+use crate::worker::{Harness, Message, RunItem, StartPermit, Unit, UnitKey};
 
 /// The longest list of names on one command line, in bytes: a quarter of what Linux allows for arguments and environment
 /// together at the usual stack limit.
@@ -19,6 +19,13 @@ const LONGEST_NAMES: usize = 512 << 10;
 /// How much is read at once: what a pipe holds.
 const BUFFER: usize = 64 << 10;
 
+/// Messages about quick tests are held back at most for this long: each delivery wakes the orchestrator's thread, which
+/// then takes the processor from a test.
+const HOLD: Duration = Duration::from_millis(5);
+
+/// With as few tests left in the queue, the orchestrator has to hear of it before the queue runs dry.
+const FEW: usize = 2;
+
 /// What the thread of a worker has.
 pub(super) struct Slot {
     pub(super) options: LibtestOptions,
@@ -26,6 +33,9 @@ pub(super) struct Slot {
     pub(super) on_message: Arc<dyn Fn(Message) + Send + Sync>,
     /// Where the output of processes passes through.
     pub(super) buffer: Vec<u8>,
+    /// Messages that wait for others, and since when.
+    pub(super) held: Vec<Message>,
+    held_since: Instant,
     /// Units whose binaries cannot run several tests in a process in a way that can be followed.
     alone: HashSet<UnitKey>,
 }
@@ -36,16 +46,27 @@ impl Slot {
         mailbox: Arc<Mailbox>,
         on_message: Arc<dyn Fn(Message) + Send + Sync>,
     ) -> Self {
-        Self { options, mailbox, on_message, buffer: vec![0; BUFFER], alone: HashSet::new() }
+        Self {
+            options,
+            mailbox,
+            on_message,
+            buffer: vec![0; BUFFER],
+            held: Vec::new(),
+            held_since: Instant::now(),
+            alone: HashSet::new(),
+        }
     }
 
     /// Runs tests until there will be none any more.
     pub(super) fn run(mut self) {
         while self.mailbox.wait_for_work() {
             // Tests stay in the queue, where they can be taken back, until they may start.
-            let permit = match &self.options.gate {
-                Some(gate) => gate.pass(self.options.slot, &|| self.mailbox.is_idle()),
-                None => StartPermit::default(),
+            let permit = match self.options.gate.clone() {
+                Some(gate) if !gate.is_open() => {
+                    self.release();
+                    gate.pass(self.options.slot, &|| self.mailbox.is_idle())
+                }
+                _ => StartPermit::default(),
             };
             let together = |isolation, unit: &Unit, key: UnitKey| match unit.harness {
                 Harness::Doctest => Together::UpTo(usize::MAX),
@@ -58,10 +79,12 @@ impl Slot {
             match (work.unit, &work.items[..]) {
                 (Err(unit), items) => self.refuse(unit, items),
                 (Ok(unit), _) if unit.harness == Harness::Doctest => {
+                    self.release();
                     doctest::run(&mut self, work.items, &unit, work.no_capture);
                 }
                 (Ok(unit), [item]) => single::run(&mut self, item, &unit, work.no_capture),
                 (Ok(unit), _) => {
+                    self.release();
                     let key = work.items[0].unit;
                     if !batch::run(&mut self, work.items, &unit, work.no_capture) {
                         tracing::debug!(program = %unit.program.display(), "runs its tests in a process each");
@@ -71,13 +94,15 @@ impl Slot {
             }
             drop(permit);
             if let Some(message) = self.mailbox.yield_queue() {
+                self.release();
                 self.emit(message);
             }
         }
+        self.release();
         self.emit(self.mailbox.farewell());
     }
 
-    fn refuse(&self, unit: UnitKey, items: &[crate::worker::RunItem]) {
+    fn refuse(&self, unit: UnitKey, items: &[RunItem]) {
         for item in items {
             self.emit(Message::Started { key: item.key });
             let result = TestResult::new(TestOutcome::Error, Duration::ZERO)
@@ -88,6 +113,35 @@ impl Slot {
 
     pub(super) fn emit(&self, message: Message) {
         (self.on_message)(message);
+    }
+
+    /// Emits a message soon: with those that follow, if they do at once.
+    pub(super) fn hold(&mut self, message: Message) {
+        if self.held.is_empty() {
+            self.held_since = Instant::now();
+        }
+        self.held.push(message);
+    }
+
+    /// Gives a test its result.
+    pub(super) fn conclude(&mut self, item: &RunItem, result: TestResult) {
+        let message = self.mailbox.finish(item.key, result);
+        self.hold(message);
+        self.release_when_due();
+    }
+
+    /// Emits what is held, if it has been held for long enough.
+    pub(super) fn release_when_due(&mut self) {
+        if self.mailbox.queued() <= FEW || self.held_since.elapsed() >= HOLD {
+            self.release();
+        }
+    }
+
+    /// Emits what is held.
+    pub(super) fn release(&mut self) {
+        for message in self.held.drain(..) {
+            (self.on_message)(message);
+        }
     }
 
     pub(super) fn limits(&self) -> Limits {
