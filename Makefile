@@ -11,6 +11,7 @@ demo:
 	$(CARGO) build --release --package cargo-offload
 	@echo
 	@echo '$$ cd examples/rust && cargo offload --retries 1 -v'
+	@rm -f "$${TMPDIR:-/tmp}/offload-example-flaky"
 	@cd examples/rust && $(OFFLOAD) offload --retries 1 -v; code=$$?; echo; \
 		echo "exit code $$code: one test of the example fails on purpose"; test $$code -eq 1
 

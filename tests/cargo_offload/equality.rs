@@ -89,7 +89,7 @@ fn a_workspace_of_every_kind_of_target() {
 #[test] fn integration_fails() { panic!("in an integration test") }
 "#;
     let files = [
-        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"everything\", \"original\", \"macros\"]\n"),
+        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"everything\", \"original\", \"macros\", \"modern\"]\n"),
         ("everything/Cargo.toml", everything.as_str()),
         ("everything/build.rs", build_script),
         ("everything/src/lib.rs", doc_tests),
@@ -106,6 +106,9 @@ fn a_workspace_of_every_kind_of_target() {
         ),
         ("original/Cargo.toml", &member("original", "")),
         ("original/src/lib.rs", "pub fn three() -> u32 { 3 }\n#[test] fn original_unit() {}\n"),
+        // Edition 2024: rustdoc merges what it can into one binary and runs the rest one by one.
+        ("modern/Cargo.toml", &member("modern", "").replace("2021", "2024")),
+        ("modern/src/lib.rs", doc_tests.split("#[test]").next().unwrap()),
         ("macros/Cargo.toml", &member("macros", "\n[lib]\nproc-macro = true\n")),
         (
             "macros/src/lib.rs",
