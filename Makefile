@@ -24,9 +24,11 @@ $(VENV)/ready: tests/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
 	touch $@
 
+lint: export RUSTDOCFLAGS = -D warnings
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) doc --workspace --no-deps --locked --quiet
 
 # Side by side with the tools that people use instead; prints a table of ratios. Installs those that are missing
 # under target/bench.

@@ -89,7 +89,10 @@ fn a_workspace_of_every_kind_of_target() {
 #[test] fn integration_fails() { panic!("in an integration test") }
 "#;
     let files = [
-        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"everything\", \"original\", \"macros\", \"modern\"]\n"),
+        (
+            "Cargo.toml",
+            "[workspace]\nresolver = \"2\"\nmembers = [\"everything\", \"original\", \"macros\", \"modern\"]\n",
+        ),
         ("everything/Cargo.toml", everything.as_str()),
         ("everything/build.rs", build_script),
         ("everything/src/lib.rs", doc_tests),

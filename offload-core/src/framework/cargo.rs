@@ -1,9 +1,9 @@
 //! The framework `cargo`: Rust tests, as `cargo test` finds and runs them.
 //!
-//! [Discovery](discover) follows Cargo's build as a stream and lists each test binary when it is there, while a
-//! [gate] shares the machine between the build and the tests that already run. A [unit] is executed by the
+//! Discovery (`discover`) follows Cargo's build as a stream and lists each test binary when it is there, while a
+//! gate (`gate`) shares the machine between the build and the tests that already run. A unit (`unit`) is executed by the
 //! [libtest worker](crate::worker::libtest) in the environment that `cargo test` gives; where there is no worker, by a
-//! shell [script](batch) per batch of tests.
+//! shell script (`batch`) per batch of tests.
 //!
 //! When a test runs, where, and how often is not decided here.
 

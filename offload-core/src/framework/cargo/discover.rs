@@ -43,13 +43,7 @@ pub(super) async fn discover(
     sink: &DiscoverySink,
 ) -> FrameworkResult<Found> {
     let selection = Selection::new(options)?;
-    let dir = match &options.current_dir {
-        Some(dir) => std::path::absolute(dir),
-        None => std::env::current_dir(),
-    };
-    let dir = dir.map_err(|error| {
-        FrameworkError::Usage(format!("cannot find out the working directory: {error}; change to one that exists"))
-    })?;
+    let dir = options.working_dir()?;
     let config = load_config(&dir)?;
     let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
     let configured = config.build.jobs.map(|jobs| match usize::try_from(jobs) {

@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn merged_doctests_are_listed_too() {
-        let listing = b"src/lib.rs - (line 3): test\nall doctests ran in 0.29s; merged doctests compilation took 0.29s\n";
+        let listing =
+            b"src/lib.rs - (line 3): test\nall doctests ran in 0.29s; merged doctests compilation took 0.29s\n";
         assert_eq!(parse_listing(listing), Some(vec![Listed::new("src/lib.rs - (line 3)")]));
         assert_eq!(parse_listing(b"error: unexpected\n"), None);
     }

@@ -16,13 +16,7 @@ use crate::framework::{FrameworkError, FrameworkResult};
 ///
 /// [`FrameworkError::Usage`] when there is no package, or a manifest or Cargo's configuration cannot be read.
 pub fn target_directory(options: &CargoOptions) -> FrameworkResult<PathBuf> {
-    let dir = match &options.current_dir {
-        Some(dir) => std::path::absolute(dir),
-        None => std::env::current_dir(),
-    };
-    let dir = dir.map_err(|error| {
-        FrameworkError::Usage(format!("cannot find out the working directory: {error}; change to one that exists"))
-    })?;
+    let dir = options.working_dir()?;
     if let Some(target_dir) = &options.target_dir {
         return Ok(dir.join(target_dir));
     }

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use crate::config::{CargoFrameworkConfig, GroupConfig};
+use crate::framework::{FrameworkError, FrameworkResult};
 
 /// Which tests run as far as `#[ignore]` is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -214,6 +215,18 @@ impl CargoOptions {
         args.options("--target-dir", self.target_dir.as_ref().map(|dir| dir.to_string_lossy()));
         args.0.extend(self.workspace_args());
         args.0
+    }
+
+    /// Where Cargo is called.
+    pub(super) fn working_dir(&self) -> FrameworkResult<PathBuf> {
+        let dir = match &self.current_dir {
+            Some(dir) => std::path::absolute(dir),
+            None => std::env::current_dir(),
+        };
+        dir.map_err(|error| {
+            let text = format!("cannot find out the working directory: {error}; change to one that exists");
+            FrameworkError::Usage(text)
+        })
     }
 
     /// With which features.
