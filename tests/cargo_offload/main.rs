@@ -13,3 +13,4 @@ mod faults;
 mod interrupts;
 mod offload_run;
 mod output;
+mod overlap;
