@@ -59,6 +59,32 @@ copy_dirs = ["t:t"]"#;
     assert!(!dir.path().join("t/written").exists());
 }
 
+#[test]
+fn rust_tests_in_copies_of_what_was_built_for_them() {
+    let config = r#"
+[provider]
+type = "default"
+create_command = "@tempdir_sandbox.sh create"
+exec_command = "@tempdir_sandbox.sh exec {sandbox_id} {command}"
+destroy_command = "@tempdir_sandbox.sh destroy {sandbox_id}"
+
+[framework]
+type = "cargo"
+"#;
+    let integration = "#[test] fn in_a_copy() { std::fs::write(\"written\", \"\").unwrap(); }\n";
+    let files = [
+        ("Cargo.toml", &*crate::support::manifest("copied")),
+        ("offload.toml", config),
+        ("src/lib.rs", "#[test] fn unit() {}\n"),
+        ("tests/integration.rs", integration),
+    ];
+    let dir = project(&files);
+    let run = run(dir.path(), &["run"]).exits(0);
+    let expected = [("copied unit", "passed"), ("copied::integration in_a_copy", "passed")];
+    assert_eq!(run.junit().outcomes().into_iter().collect::<Vec<_>>(), expected);
+    assert!(!dir.path().join("written").exists(), "tests run in the copies");
+}
+
 const PYTEST: &str =
     "[provider]\ntype = \"local\"\n\n[framework]\ntype = \"pytest\"\n\n[groups.all]\nretry_count = 1\n";
 

@@ -88,7 +88,9 @@ pub(super) struct Dispatcher<'a> {
     fact_inbox: mpsc::UnboundedReceiver<Fact>,
     report_inbox: mpsc::UnboundedReceiver<(SandboxIndex, Report)>,
     prepared: bool,
-    waiting_for_preparation: Vec<SandboxIndex>,
+    building: bool,
+    /// Sandboxes that are to be created once that makes sense.
+    waiting: Vec<SandboxIndex>,
     creating: usize,
     terminating: usize,
     losses_in_a_row: u32,
@@ -141,7 +143,8 @@ impl<'a> Dispatcher<'a> {
             fact_inbox,
             report_inbox,
             prepared: false,
-            waiting_for_preparation: Vec::new(),
+            building: false,
+            waiting: Vec::new(),
             creating: 0,
             terminating: 0,
             losses_in_a_row: 0,
@@ -240,10 +243,15 @@ impl<'a> Dispatcher<'a> {
     fn on_discovered(&mut self, found: Discovered) {
         match found {
             Discovered::Tests(records) => self.add_tests(records),
-            Discovered::BuildStarted => drop(self.emit(RunEvent::BuildStarted)),
+            Discovered::BuildStarted => {
+                self.building = true;
+                self.emit(RunEvent::BuildStarted);
+            }
             Discovered::BuildOutput(line) => drop(self.emit(RunEvent::BuildOutput { line })),
             Discovered::BuildFinished { success, duration } => {
-                drop(self.emit(RunEvent::BuildFinished { success, duration }));
+                self.building = false;
+                self.emit(RunEvent::BuildFinished { success, duration });
+                self.create_waiting();
             }
             Discovered::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             Discovered::Problem(text) => self.problem(text),
@@ -292,6 +300,8 @@ impl<'a> Dispatcher<'a> {
         if let Err(error) = end {
             self.problem(error.to_string());
         }
+        self.building = false;
+        self.create_waiting();
         self.scheduler.discovery_finished();
         let (to_run, skipped) = (self.tests.len(), self.result.summary.skipped);
         self.emit(RunEvent::DiscoveryFinished { to_run, skipped });
@@ -301,13 +311,11 @@ impl<'a> Dispatcher<'a> {
         match fact {
             Fact::Prepared(Ok(())) => {
                 self.prepared = true;
-                for sandbox in std::mem::take(&mut self.waiting_for_preparation) {
-                    self.create(sandbox, None);
-                }
+                self.create_waiting();
             }
             Fact::Prepared(Err(error)) => {
                 self.stop_for_infrastructure(format!("The sandboxes could not be prepared: {error}"));
-                for sandbox in std::mem::take(&mut self.waiting_for_preparation) {
+                for sandbox in std::mem::take(&mut self.waiting) {
                     self.places.remove(&sandbox);
                     self.scheduler.sandbox_lost(sandbox, self.now());
                 }
@@ -465,10 +473,10 @@ impl<'a> Dispatcher<'a> {
                     let place = Place { id, runner: None, assigned: HashMap::new(), busy: Duration::ZERO };
                     self.places.insert(index, place);
                     let pooled = self.pool.lock().await.take();
-                    if self.prepared || pooled.is_some() {
+                    if self.may_create() || pooled.is_some() {
                         self.create(index, pooled);
                     } else {
-                        self.waiting_for_preparation.push(index);
+                        self.waiting.push(index);
                     }
                 }
                 Action::Assign { sandbox, tests } => self.assign(sandbox, &tests),
@@ -522,6 +530,19 @@ impl<'a> Dispatcher<'a> {
                     self.result.summary.stopped.get_or_insert(StopReason::MaxFail);
                     self.emit(RunEvent::Stopping { reason: StopReason::MaxFail });
                 }
+            }
+        }
+    }
+
+    /// Sandboxes that share nothing with this machine start from a copy of its files: not before all of them are there.
+    fn may_create(&self) -> bool {
+        self.prepared && !(self.building && self.orchestrator.provider.isolates())
+    }
+
+    fn create_waiting(&mut self) {
+        if self.may_create() {
+            for sandbox in std::mem::take(&mut self.waiting) {
+                self.create(sandbox, None);
             }
         }
     }
