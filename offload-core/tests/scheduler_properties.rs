@@ -407,6 +407,13 @@ impl<'a> World<'a> {
             let suites: BTreeSet<u32> = tests.iter().map(|test| self.test(test.test.0).spec.suite).collect();
             assert!(!one_suite || suites.len() == 1, "{suites:?} in one batch");
         }
+        let goes_together = |test: &Assignment| {
+            let Assignment { test, attempt } = *test;
+            attempt == 1 && !self.test(test.0).spec.alone && self.test(test.0).spec.together
+        };
+        if self.plan.config.feed == Feed::Stream && !self.plan.config.hedge && tests.iter().any(goes_together) {
+            assert!(place.has.is_empty() && tests.iter().all(goes_together), "{tests:?} on {place:?}");
+        }
         for assignment in tests {
             self.check_assignment(sandbox, *assignment);
             self.places[sandbox as usize].has.push((assignment.test.0, false));
@@ -472,6 +479,7 @@ fn test_plan() -> impl Strategy<Value = TestPlan> {
                 expected,
                 retries,
                 alone,
+                together: suite == 4,
                 provisional,
             });
     let failures = prop::collection::vec(prop::bool::weighted(0.4), 0..4);

@@ -129,3 +129,31 @@ fn a_workspace_of_every_kind_of_target() {
     }
     assert!(expected.len() > 20, "{expected:?}");
 }
+
+#[test]
+fn a_doctest_is_executed_once_and_only_what_failed_again() {
+    let mut library = String::new();
+    for number in 10..30 {
+        library += &format!(
+            "/// ```\n/// use std::io::Write;\n\
+             /// let runs = std::fs::OpenOptions::new().append(true).open(std::env::var(\"RUNS\").unwrap());\n\
+             /// writeln!(runs.unwrap(), \"{number}\").unwrap();\n/// assert_ne!({number}, 17);\n/// ```\n\
+             pub fn f{number}() {{}}\n"
+        );
+    }
+    let workspace = Workspace::package("once", &library);
+    for isolation in ["process", "binary"] {
+        let runs = tempfile::NamedTempFile::new().unwrap();
+        let mut command = crate::support::cargo_offload(&workspace.dir);
+        command.env("RUNS", runs.path());
+        let args = ["--doc", "--retries", "1", "-j", "2", "--isolation", isolation];
+        let run = crate::support::Run::new(command, args).exits(1);
+        assert_eq!(run.junit().cases.len(), 20);
+        let mut executed: Vec<u32> =
+            std::fs::read_to_string(runs.path()).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+        executed.sort_unstable();
+        let mut expected: Vec<u32> = (10..30).chain([17]).collect();
+        expected.sort_unstable();
+        assert_eq!(executed, expected, "{isolation}");
+    }
+}

@@ -23,7 +23,7 @@ use crate::framework::{
 use crate::provider::{ProviderError, ProviderResult, Sandbox, SandboxRequest};
 use crate::report::Reporter;
 use crate::report::summary::LostSandbox;
-use crate::worker::{Message, TestKey, Unit, UnitKey};
+use crate::worker::{Harness, Message, TestKey, Unit, UnitKey};
 
 /// How long a message takes to a worker in this process and back.
 const LOCAL_ROUND_TRIP: Duration = Duration::from_micros(100);
@@ -286,6 +286,7 @@ impl<'a> Dispatcher<'a> {
                 expected: self.orchestrator.expected(&record),
                 retries,
                 alone: record.schedule_individual,
+                together: record.suite.unit.as_ref().is_some_and(|unit| unit.harness == Harness::Doctest),
                 provisional: record.provisional,
             });
             self.tests.push(Test { record: Arc::new(record), info, unit, attempts: Vec::new(), settled: false });

@@ -44,6 +44,9 @@ pub struct TestSpec {
     pub retries: u32,
     /// Wants a sandbox to itself while it runs.
     pub alone: bool,
+    /// Starting any test of its suite costs about as much as running all of them, so those that wait go to one sandbox
+    /// together. Retries and tests that must be alone are exceptions.
+    pub together: bool,
     /// A failure before discovery has ended does not count and is run again after it.
     pub provisional: bool,
 }
@@ -237,7 +240,7 @@ impl Scheduler {
     pub fn add_test(&mut self, spec: TestSpec) -> TestIndex {
         // Four billion tests do not fit into memory.
         let index = self.tests.len() as u32;
-        let suite = self.queue.suite(spec.suite);
+        let suite = self.queue.suite(spec.suite, spec.together);
         let test = Test::new(suite, &spec);
         self.unsettled += 1;
         match test.expected() {
@@ -277,10 +280,7 @@ impl Scheduler {
         let now = moment(now);
         let Some(state) = self.sandboxes.get(sandbox.0) else { return };
         // A batch may be reported as started all at once; its tests still run one after the other.
-        let whole: Nanos = match self.config.feed {
-            Feed::Stream => 0,
-            Feed::Batches { .. } => state.batch.work,
-        };
+        let whole = state.batch.work;
         let hedge =
             self.config.hedge && self.tests.get(test.0 as usize).is_some_and(|test| !test.alone && !test.hedged);
         let changed = self.sandboxes.change(sandbox.0, test.0, |entry| {
@@ -421,7 +421,9 @@ impl Scheduler {
         let suite = self.tests[entry.test as usize].suite;
         match self.config.feed {
             Feed::Stream => {
-                if let Some(started) = entry.started {
+                // Of tests that started all at once, none says how long the next one takes.
+                let together = self.sandboxes.get(sandbox).is_some_and(|state| state.whole);
+                if let Some(started) = entry.started.filter(|_| !together) {
                     let took = Duration::from_nanos(now.saturating_sub(started));
                     self.estimates.learn(Some(suite), took, 1);
                 }
@@ -547,7 +549,7 @@ impl Scheduler {
         let gives = self.config.feed == Feed::Stream;
         let Some(state) = self.sandboxes.get_mut(sandbox) else { return };
         if state.is_empty() {
-            state.alone = false;
+            (state.alone, state.whole, state.batch) = (false, false, Batch::default());
             if state.distrusted {
                 self.outbox.push_back(Action::Release(SandboxIndex(sandbox)));
                 self.sandbox_lost(SandboxIndex(sandbox), Duration::from_nanos(now));

@@ -32,6 +32,7 @@ use self::slot::Slot;
 use super::{Message, Request, StartGate};
 use crate::framework::Isolation;
 
+pub(crate) use doctest::line_filters;
 pub use serve::{ServeOptions, serve, serve_stdio};
 
 /// How a worker executes tests.

@@ -14,6 +14,7 @@ use super::doctest::plain_name;
 use crate::connector::quote;
 use crate::framework::{FrameworkError, FrameworkResult, TestInstance, TestOutcome, TestResult};
 use crate::provider::{Command, ExecOutput};
+use crate::worker::libtest::line_filters;
 use crate::worker::{Harness, Unit};
 
 /// Starts a line that the script itself writes. Nothing else begins a line so.
@@ -77,6 +78,11 @@ pub(super) fn command(tests: &[TestInstance], repository: Option<&Path>) -> Comm
         }
         for arg in &unit.extra_args {
             let _ = write!(script, " {}", quote(arg));
+        }
+        if unit.harness == Harness::Doctest {
+            for filter in line_filters(part.tests.iter().map(|&test| tests[test].record.name.as_str())) {
+                let _ = write!(script, " {}", quote(filter));
+            }
         }
         // Without a terminal and with both streams in one, a crash's last words stay where they belong.
         let _ = writeln!(script, " ) 2>&1 </dev/null\nprintf '\\n{MARKER} {number} ends %s\\n' \"$?\"");

@@ -91,6 +91,7 @@ pub(super) async fn discover(
         permits: Arc::new(Semaphore::new(LISTED_AT_ONCE)),
         building: true,
         ungrouped: 0,
+        doctests: Vec::new(),
     };
     let success = discovery.build(build, &guard).await?;
     drop(guard);
@@ -100,6 +101,7 @@ pub(super) async fn discover(
         discovery.find_doctests(&selected);
     }
     discovery.finish_listings().await;
+    discovery.announce_doctests();
     discovery.cache.save();
     if discovery.ungrouped > 0 {
         let (tests, are) = if discovery.ungrouped == 1 { ("test", "is") } else { ("tests", "are") };
@@ -251,6 +253,8 @@ struct Discovery<'a> {
     permits: Arc<Semaphore>,
     building: bool,
     ungrouped: usize,
+    /// Doctests that were found, until all are known.
+    doctests: Vec<(Arc<Package>, Unit, Vec<Listed>)>,
 }
 
 impl Discovery<'_> {
@@ -448,7 +452,8 @@ impl Discovery<'_> {
                 if remember {
                     self.cache.set_doctests(&file, &self.doctest_context(), tests.clone());
                 }
-                tests
+                self.doctests.push((package, unit, tests));
+                return;
             }
             ListOutcome::Failed(what) => {
                 let whose = match target {
@@ -532,6 +537,23 @@ impl Discovery<'_> {
                 };
                 Listing { package, target: None, unit, file: library.file, outcome }
             });
+        }
+    }
+
+    /// The doctests of a package are one run, which is parallel in itself: each gets a share of the slots by its size.
+    fn announce_doctests(&mut self) {
+        let mut found = std::mem::take(&mut self.doctests);
+        found.sort_by(|(a, ..), (b, ..)| a.id.cmp(&b.id));
+        let all: usize = found.iter().map(|(_, _, tests)| tests.len()).sum();
+        for (package, mut unit, tests) in found {
+            if self.options.slots > 0 {
+                let threads = (self.options.slots * tests.len()).div_ceil(all.max(1)).max(1);
+                unit.extra_args.push(format!("--test-threads={threads}"));
+            }
+            let tests = self.records(&package, None, unit, tests);
+            if !tests.is_empty() {
+                self.sink.send(Discovered::Tests(tests));
+            }
         }
     }
 

@@ -66,7 +66,7 @@ impl Scheduler {
         let idle = &self.sandboxes.idle;
         let second = live == 1 && idle.first().is_some_and(|&only| self.queue.all_failed_on(only));
         let free = if second { 0 } else { idle.len() };
-        if self.queue.len() <= self.sandboxes.creating() + free || live >= self.useful() + usize::from(second) {
+        if self.queue.units() <= self.sandboxes.creating() + free || live >= self.useful() + usize::from(second) {
             return None;
         }
         if let Some(creation) = self.creation
@@ -86,7 +86,7 @@ impl Scheduler {
     /// else in that time, each test that is longer than half of the longest gets a sandbox at once, and whatever comes
     /// later ends in time: more sandboxes would gain nothing. A test of unknown duration may need one of its own.
     fn useful(&mut self) -> usize {
-        let count = self.queue.len() + self.out + self.between;
+        let count = self.queue.units() + self.out + self.between;
         while let Some(&(longest, Reverse(test))) = self.longest.peek() {
             if self.tests[test as usize].state != State::Settled {
                 let enough = (self.known_work * 2).div_ceil(u128::from(longest)) + self.unknown as u128;
@@ -158,7 +158,7 @@ impl Scheduler {
         self.sandboxes.set_draining(number, false);
         let rest = self.rest();
         while let Some(sandbox) = self.sandboxes.get(number)
-            && !sandbox.alone
+            && !(sandbox.alone || sandbox.whole)
             && if assigned.is_empty() { sandbox.is_hungry() } else { sandbox.has_room() }
         {
             let load = sandbox.load(self.now);
@@ -166,6 +166,16 @@ impl Scheduler {
             let choice = self.queue.choose(&asker, &self.tests, &self.estimates);
             if choice == Choice::Drain {
                 self.sandboxes.set_draining(number, true);
+            }
+            if self.whole_suite(choice).is_some() {
+                // As soon as it is empty.
+                if asker.empty {
+                    assigned = self.assign_whole(number, choice, usize::MAX);
+                    if let Some(sandbox) = self.sandboxes.get_mut(number) {
+                        sandbox.whole = true;
+                    }
+                }
+                break;
             }
             let Some(estimate) = self.estimate(choice) else { break };
             // No more than its share: somebody else may be free earlier.
@@ -207,8 +217,15 @@ impl Scheduler {
                 // The batch is of the suite that its first test is of.
                 asker.suite = self.suite_of(choice).unwrap_or(NONE);
             }
-            assigned.extend(self.assign(number, choice, estimate));
-            used = used.saturating_add(estimate);
+            if self.whole_suite(choice).is_some() {
+                let whole = self.assign_whole(number, choice, max - assigned.len());
+                let count = u64::try_from(whole.len()).unwrap_or(u64::MAX);
+                used = used.saturating_add(estimate.saturating_mul(count));
+                assigned.extend(whole);
+            } else {
+                assigned.extend(self.assign(number, choice, estimate));
+                used = used.saturating_add(estimate);
+            }
             asker.suite = match self.sandboxes.get(number) {
                 Some(sandbox) if !one_suite => sandbox.suite,
                 _ => asker.suite,
@@ -237,6 +254,32 @@ impl Scheduler {
     fn estimate(&self, choice: Choice) -> Option<Nanos> {
         let test = &self.tests[Self::chosen(choice)?];
         Some(test.expected().unwrap_or_else(|| self.estimates.of_suite(test.suite)))
+    }
+
+    /// The suite that is to be assigned as a whole if this test is.
+    fn whole_suite(&self, choice: Choice) -> Option<u32> {
+        let suite = self.suite_of(choice).filter(|_| matches!(choice, Choice::Ordinary { .. }))?;
+        self.queue.together(suite).then_some(suite)
+    }
+
+    /// Moves a test and what waits of its suite from the queue to a sandbox, `max` tests at most.
+    fn assign_whole(&mut self, number: u32, first: Choice, max: usize) -> Vec<Assignment> {
+        let mut assigned = Vec::new();
+        let Some(suite) = self.suite_of(first) else { return assigned };
+        let mut work: Nanos = 0;
+        while assigned.len() < max {
+            let choice = match self.queue.first_of(suite) {
+                NONE => break,
+                test => Choice::Ordinary { test },
+            };
+            let Some(estimate) = self.estimate(choice) else { break };
+            assigned.extend(self.assign(number, choice, estimate));
+            work = work.saturating_add(estimate);
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(number) {
+            sandbox.batch = Batch { since: self.now, size: assigned.len() as u64, work };
+        }
+        assigned
     }
 
     /// Moves a test from the queue to a sandbox.

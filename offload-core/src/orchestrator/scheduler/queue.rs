@@ -76,6 +76,8 @@ struct Suite {
     /// Those of unknown duration among them.
     unknown: u32,
     known_work: u128,
+    /// Its tests go to one sandbox together.
+    together: bool,
     /// Sandboxes that are in this suite.
     sandboxes: u32,
     rank: Option<Rank>,
@@ -140,13 +142,15 @@ pub(super) struct Queue {
     len: usize,
     alone_len: usize,
     ordinary_len: usize,
+    /// Tests that need no sandbox because they go along with another one of their suite.
+    followers: usize,
     known_work: u128,
     unknown: usize,
 }
 
 impl Queue {
-    /// The number by which the queue knows a suite.
-    pub fn suite(&mut self, name: u32) -> u32 {
+    /// The number by which the queue knows a suite. `together` counts when it is new.
+    pub fn suite(&mut self, name: u32, together: bool) -> u32 {
         let suites = &mut self.suites;
         *self.numbers.entry(name).or_insert_with(|| {
             suites.push(Suite {
@@ -155,6 +159,7 @@ impl Queue {
                 waiting: 0,
                 unknown: 0,
                 known_work: 0,
+                together,
                 sandboxes: 0,
                 rank: None,
             });
@@ -163,12 +168,18 @@ impl Queue {
         })
     }
 
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// How many sandboxes what waits could occupy.
+    pub fn units(&self) -> usize {
+        self.len - self.followers
+    }
+
+    /// Whether the tests of a suite go to one sandbox together.
+    pub fn together(&self, suite: u32) -> bool {
+        self.suites.get(suite as usize).is_some_and(|suite| suite.together)
     }
 
     /// How many tests wait for a sandbox of their own.
@@ -231,12 +242,15 @@ impl Queue {
         }
         let record = &mut tests[test as usize];
         (record.previous, record.next) = (previous, next);
+        self.followers += usize::from(suite.together && suite.waiting > 0);
         suite.waiting += 1;
         self.ordinary_len += 1;
         match record.expected() {
             Some(expected) => {
                 suite.known_work += u128::from(expected);
-                self.longest.push((expected, Reverse(test)));
+                // The last one of those that go together stands for all of them.
+                let length = if suite.together { Nanos::try_from(suite.known_work).ok() } else { None };
+                self.longest.push((length.unwrap_or(expected), Reverse(test)));
             }
             None => {
                 suite.unknown += 1;
@@ -358,6 +372,7 @@ impl Queue {
             next => tests[next as usize].previous = previous,
         }
         suite.waiting -= 1;
+        self.followers -= usize::from(suite.together && suite.waiting > 0);
         self.ordinary_len -= 1;
         match expected {
             Some(expected) => suite.known_work -= u128::from(expected),

@@ -71,6 +71,8 @@ pub(super) struct Sandbox {
     pub suite: u32,
     /// It has a test that must be alone.
     pub alone: bool,
+    /// It has a suite whose tests run together, and nothing else until that is done.
+    pub whole: bool,
     /// Its queue runs dry because a test wants it for itself.
     draining: bool,
     /// It has finished a test.
@@ -138,7 +140,7 @@ impl Sandbox {
 
     /// Whether it has tests to give away.
     fn can_give(&self) -> bool {
-        self.ahead().0 > 0
+        !self.whole && self.ahead().0 > 0
     }
 }
 
@@ -224,6 +226,7 @@ impl Sandboxes {
             waiting_work: 0,
             suite: NONE,
             alone: false,
+            whole: false,
             draining: false,
             fruitful: false,
             yields: false,

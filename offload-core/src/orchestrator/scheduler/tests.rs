@@ -87,6 +87,28 @@ fn three_tests_never_start_forty_sandboxes() {
 }
 
 #[test]
+fn a_suite_that_runs_together_takes_one_sandbox_and_is_not_torn_apart() {
+    let doctest = |millis| TestSpec { suite: 1, together: true, retries: 1, ..lasting(millis) };
+    let mut run = scheduler(config(40), std::iter::repeat_n(doctest(40), 100).chain([lasting(100)]));
+    assert_eq!(created(&mut run, 0), 2, "one test and one suite");
+    assert_eq!(ready(&mut run, 0, 0), [assign(0, 1, 0..100)], "the suite as a whole is the longest");
+    assert_eq!(ready(&mut run, 1, 0), [assign(1, 1, [100])]);
+    assert_eq!(finish(&mut run, 1, 100, Verdict::Passed, 100), [settle(100)], "nothing is taken back for it");
+    let retry = Action::Retry { test: TestIndex(7), attempts_left: 1 };
+    assert_eq!(finish(&mut run, 0, 7, Verdict::Failed, 200), [retry, assign(1, 2, [7])], "a retry goes by itself");
+}
+
+#[test]
+fn a_suite_that_runs_together_waits_for_an_empty_sandbox() {
+    let doctest = TestSpec { suite: 1, together: true, ..lasting(1) };
+    let mut run = scheduler(config(1), [lasting(100), doctest, doctest]);
+    created(&mut run, 0);
+    assert_eq!(ready(&mut run, 0, 0), [assign(0, 1, [0])]);
+    assert_eq!(start(&mut run, 0, 0, 0), []);
+    assert_eq!(finish(&mut run, 0, 0, Verdict::Passed, 100), [settle(0), assign(0, 1, [1, 2])]);
+}
+
+#[test]
 fn no_sandboxes_are_created_that_cannot_shorten_the_run() {
     let mut run = scheduler(config(40), [lasting(100)].into_iter().chain([lasting(5); 30]));
     assert_eq!(created(&mut run, 0), 5, "2 × 250 ms of work in 100 ms");

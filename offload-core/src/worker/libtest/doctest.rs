@@ -1,9 +1,10 @@
 //! The doctests of one package: one run of `cargo test --doc` for all of them, its output read line by line.
 //!
-//! rustdoc cannot be asked for one test only (it splits filters at spaces, which every name has), so a single test, a
-//! retry for instance, takes a run of all of them, of which the other results are ignored.
+//! rustdoc cannot be asked for one test only, because it splits filters at spaces, which every name has. But it can be
+//! asked for line numbers: a single test, a retry for instance, takes a run of those doctests that begin on the same
+//! line of whatever file, of which the other results are ignored.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
         command.arg("--nocapture");
     }
     command.args(&unit.extra_args);
+    command.args(line_filters(items.iter().map(|item| item.name.as_str())));
 
     let began = Instant::now();
     let process = Process::start(&mut command);
@@ -64,6 +66,21 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
     };
     let ended = process.watch(slot.limits(), &slot.mailbox, &mut reader, &mut slot.buffer);
     reader.finish(ended);
+}
+
+/// More lines than this are not worth a filter each.
+const MOST_FILTERS: usize = 1000;
+
+/// Filters without spaces that the names of doctests match, and few others: `12)` for `src/lib.rs - f (line 12)`. None if
+/// there is a name of another form.
+pub(crate) fn line_filters<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+    let filter = |name: &'a str| {
+        let (_, line) = name.rsplit_once("(line ")?;
+        line.strip_suffix(')').filter(|line| line.bytes().all(|byte| byte.is_ascii_digit()))?;
+        Some(line)
+    };
+    let filters: Option<BTreeSet<_>> = names.map(filter).collect();
+    filters.filter(|filters| filters.len() <= MOST_FILTERS).unwrap_or_default()
 }
 
 /// The tests without a result.
@@ -264,6 +281,14 @@ mod tests {
         let mut sections: Vec<_> = sections.into_iter().map(|(name, capture)| (name, capture.finish().text)).collect();
         sections.sort();
         (results, sections)
+    }
+
+    #[test]
+    fn doctests_are_asked_for_by_line() {
+        let names = ["src/lib.rs - (line 19)", "src/a.rs - f (line 7)", "src/b.rs - <X as Y>::f (line 7)"];
+        assert_eq!(Vec::from_iter(line_filters(names.into_iter())), ["19)", "7)"]);
+        assert!(line_filters(["src/a.rs - f (line 7)", "README.md"].into_iter()).is_empty(), "all or exactly these");
+        assert!(line_filters(["a (line x y)"].into_iter()).is_empty());
     }
 
     #[test]
