@@ -377,6 +377,20 @@ async fn doctests_of_all_kinds_are_found_and_remembered() {
 }
 
 #[tokio::test]
+async fn merged_doctests_are_found() {
+    let ws = Workspace::new(&["merged"]);
+    let source = "/// ```\n/// assert!(true);\n/// ```\npub fn f() {}\n/// ```\n/// ```\npub fn g() {}\n";
+    ws.package("merged", "").write("merged/src/lib.rs", source);
+    let manifest = ws.root.join("merged/Cargo.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("2021", "2024")).unwrap();
+    let found = ws.discover(ws.options()).await;
+    assert!(found.problems.is_empty(), "{found:#?}");
+    let expected = ["merged::doc merged/src/lib.rs - f (line 1)", "merged::doc merged/src/lib.rs - g (line 5)"];
+    assert_eq!(found.ids(), BTreeSet::from(expected));
+}
+
+#[tokio::test]
 async fn packages_are_selected_as_cargo_selects_them() {
     let ws = Workspace::new(&["one", "two"]);
     for name in ["one", "two"] {
