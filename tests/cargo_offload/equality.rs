@@ -157,3 +157,32 @@ fn a_doctest_is_executed_once_and_only_what_failed_again() {
         assert_eq!(executed, expected, "{isolation}");
     }
 }
+
+#[test]
+fn doctests_see_the_features_of_everything_that_is_selected() {
+    let member = |name: &str, edition: u32, more: &str| {
+        format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"{edition}\"\n{more}")
+    };
+    let used = "/// ```\n/// assert!(used::extra());\n/// ```\npub fn extra() -> bool { cfg!(feature = \"extra\") }\n\
+                /// ```\n/// assert!(std::env::var_os(\"RUSTDOC\").is_none());\n/// ```\n#[cfg(feature = \"extra\")]\n\
+                pub fn only_with_it() {}\n";
+    let user = "/// ```\n/// assert!(user::f());\n/// ```\npub fn f() -> bool { used::extra() }\n";
+    let files = [
+        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"used\", \"user\"]\n"),
+        ("used/Cargo.toml", &member("used", 2024, "[features]\nextra = []\n")),
+        ("used/src/lib.rs", used),
+        (
+            "user/Cargo.toml",
+            &member("user", 2021, "[dependencies]\nused = { path = \"../used\", features = [\"extra\"] }\n"),
+        ),
+        ("user/src/lib.rs", user),
+    ];
+    let workspace = Workspace::shared("unified features", &files);
+    let expected = cargo_test(&workspace);
+    assert_eq!(expected.len(), 3, "{expected:?}");
+    assert!(expected.values().all(|outcome| outcome == "passed"), "{expected:?}");
+    assert_eq!(cargo_offload(&workspace, "process"), expected);
+    // Alone, the package has only what was asked for.
+    let alone = workspace.offload(["-p", "used"]).exits(1).junit();
+    assert_eq!(alone.cases.len(), 1);
+}

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::cache::Cache;
 use super::diagnostics::{Shown, cargo_failed};
-use super::doctest::{self, Library};
+use super::doctest::{self, Library, OnePackage};
 use super::gate::{BuildGate, BuildGuard};
 use super::list::{self, Listed};
 use super::options::{CargoOptions, RunIgnored};
@@ -516,11 +516,27 @@ impl Discovery<'_> {
     /// Starts to look for the doctests of the selected packages.
     fn find_doctests(&mut self, selected: &[PackageId]) {
         let context = self.doctest_context();
+        let one_package = if selected.len() > 1 || self.options.packages.len() > 1 {
+            let dir = self.metadata.target_directory.join("offload");
+            match OnePackage::prepare(dir.as_std_path(), &self.toolchain.rustdoc) {
+                Ok(one_package) => Some(one_package),
+                Err(error) => {
+                    self.sink.send(Discovered::Problem(format!(
+                        "cannot write the script that selects doctests into {dir}: {error}; doctests are missing from \
+                         this run; make room or the directory writable and run again"
+                    )));
+                    return;
+                }
+            }
+        } else {
+            None
+        };
         for id in selected {
             let (Some(package), Some(library)) = (self.packages.get(id).cloned(), self.libraries.remove(id)) else {
                 continue;
             };
-            let mut unit = doctest::unit(self.options, &package, &self.dir, &self.toolchain.cargo);
+            let mut unit =
+                doctest::unit(self.options, &package, one_package.as_ref(), &self.dir, &self.toolchain.cargo);
             unit.extra_args.clone_from(&self.options.harness_args);
             let remembered = self.cache.doctests(&library, &context);
             let root = self.metadata.workspace_root.clone().into_std_path_buf();

@@ -4,6 +4,7 @@
 //! library was found to have is remembered as long as the library has not been rebuilt. That is exact unless rustdoc
 //! sees something that rustc did not, which takes a `cfg(doctest)` (or `cfg(doc)`) somewhere in the sources.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -77,12 +78,69 @@ fn read_sources(library: &Path, workspace_root: &Path) -> Option<Sources> {
     any.then_some(sources)
 }
 
-/// What runs the doctests of `package`: everything before what the harness gets.
-pub(super) fn unit(options: &CargoOptions, package: &Package, dir: &Path, cargo: &Path) -> Unit {
+/// What takes the place of rustdoc where doctests of one package are to run although several are selected: features are
+/// those of the whole selection, so Cargo has to be told all of it, and it cannot be told to run only a part.
+pub(super) struct OnePackage {
+    script: String,
+    rustdoc: String,
+}
+
+/// Calls the rustdoc that is named in its environment, for one package.
+const ONE_PACKAGE: &str = r#"#!/bin/sh
+# Written by cargo offload: `cargo test --doc` for several packages, of which one runs its doctests.
+case " $* " in
+*" --test "*) [ "$CARGO_MANIFEST_DIR" = "$ONE_PACKAGE_DIR" ] || exit 0 ;;
+esac
+rustdoc=$ONE_PACKAGE_RUSTDOC
+[ -x "$rustdoc" ] || rustdoc=rustdoc
+unset RUSTDOC ONE_PACKAGE_DIR ONE_PACKAGE_RUSTDOC
+exec "$rustdoc" "$@"
+"#;
+
+impl OnePackage {
+    /// Writes the script into `dir` if it is not there.
+    pub(super) fn prepare(dir: &Path, rustdoc: &Path) -> std::io::Result<Self> {
+        use std::io::Write;
+        use std::os::unix::fs::PermissionsExt;
+
+        let script = dir.join("one-package-rustdoc");
+        if std::fs::read(&script).ok().as_deref() != Some(ONE_PACKAGE.as_bytes()) {
+            std::fs::create_dir_all(dir)?;
+            let mut file = tempfile::NamedTempFile::new_in(dir)?;
+            file.write_all(ONE_PACKAGE.as_bytes())?;
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o755))?;
+            file.persist(&script)?;
+        }
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Ok(Self { script: text(&script), rustdoc: text(rustdoc) })
+    }
+
+    fn env(&self, package: &Package) -> BTreeMap<String, String> {
+        let dir = package.manifest_path.parent().map(ToString::to_string).unwrap_or_default();
+        BTreeMap::from([
+            ("RUSTDOC".to_owned(), self.script.clone()),
+            ("ONE_PACKAGE_DIR".to_owned(), dir),
+            ("ONE_PACKAGE_RUSTDOC".to_owned(), self.rustdoc.clone()),
+        ])
+    }
+}
+
+/// What runs the doctests of `package`: everything before what the harness gets. Without `one_package` it is the only one
+/// that is selected.
+pub(super) fn unit(
+    options: &CargoOptions,
+    package: &Package,
+    one_package: Option<&OnePackage>,
+    dir: &Path,
+    cargo: &Path,
+) -> Unit {
     let mut args = vec!["test".to_owned(), "--doc".to_owned()];
-    args.extend(["--package".to_owned(), format!("{}@{}", package.name, package.version)]);
+    match one_package {
+        Some(_) => args.extend(options.package_args()),
+        None => args.extend(["--package".to_owned(), format!("{}@{}", package.name, package.version)]),
+    }
     args.extend(options.build_args());
-    args.extend(package_feature_args(options, package));
+    args.extend(options.feature_args());
     args.extend(["--color".to_owned(), "never".to_owned()]);
     Unit {
         harness: Harness::Doctest,
@@ -90,40 +148,8 @@ pub(super) fn unit(options: &CargoOptions, package: &Package, dir: &Path, cargo:
         args,
         extra_args: Vec::new(),
         cwd: dir.to_owned(),
-        env: std::collections::BTreeMap::new(),
+        env: one_package.map(|one_package| one_package.env(package)).unwrap_or_default(),
     }
-}
-
-/// The features as far as this package has them: alone, Cargo refuses to hear of others.
-fn package_feature_args(options: &CargoOptions, package: &Package) -> Vec<String> {
-    let knows = |feature: &str| {
-        let optional = |name: &str| {
-            package
-                .dependencies
-                .iter()
-                .any(|dependency| dependency.optional && dependency.rename.as_ref().unwrap_or(&dependency.name) == name)
-        };
-        match feature.split_once('/') {
-            Some((owner, _)) if owner == package.name.as_str() => true,
-            Some((owner, _)) => {
-                let owner = owner.trim_end_matches('?');
-                package
-                    .dependencies
-                    .iter()
-                    .any(|dependency| dependency.rename.as_ref().unwrap_or(&dependency.name) == owner)
-            }
-            None => package.features.contains_key(feature) || optional(feature),
-        }
-    };
-    let words = options.features.iter().flat_map(|features| features.split([' ', ',']));
-    let features = words.filter(|feature| !feature.is_empty() && knows(feature)).map(str::to_owned).collect();
-    CargoOptions {
-        features,
-        all_features: options.all_features,
-        no_default_features: options.no_default_features,
-        ..CargoOptions::default()
-    }
-    .feature_args()
 }
 
 /// Lists doctests by asking Cargo. The error says what happened, for people.
@@ -139,7 +165,7 @@ pub(super) async fn list(unit: &Unit, may_ignore: bool) -> Result<Vec<Listed>, S
 async fn ask(unit: &Unit, harness_args: &[&str]) -> Result<Vec<Listed>, String> {
     let args = unit.args.iter().cloned().chain(["--quiet".to_owned(), "--".to_owned()]);
     let mut command = cargo_command(&unit.cwd, args);
-    command.args(harness_args).stdin(Stdio::null());
+    command.args(harness_args).envs(&unit.env).stdin(Stdio::null());
     let mut command = tokio::process::Command::from(command);
     let output = command
         .kill_on_drop(true)

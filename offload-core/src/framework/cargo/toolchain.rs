@@ -45,6 +45,8 @@ pub(super) struct Toolchain {
     pub(super) env: BTreeMap<String, String>,
     /// What rustup's proxy adds to the library path, where tests would be started through it.
     pub(super) proxy_libdir: Option<PathBuf>,
+    /// The rustdoc that Cargo calls.
+    pub(super) rustdoc: PathBuf,
     /// Everything in the environment and configuration that changes what rustdoc sees.
     pub(super) rustdoc_flags: String,
 }
@@ -81,6 +83,10 @@ impl Toolchain {
         let own = paths.sysroot.join("bin").join(format!("cargo{}", env::consts::EXE_SUFFIX));
         let called_by_cargo = env::var_os("CARGO").is_some_and(|cargo| !cargo.is_empty());
         let proxied = !called_by_cargo && own.exists();
+        let configured = env::var_os("RUSTDOC").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let rustdoc = configured
+            .or_else(|| config.build.rustdoc.clone())
+            .unwrap_or_else(|| paths.sysroot.join("bin").join(format!("rustdoc{}", env::consts::EXE_SUFFIX)));
         let mut rustdoc_flags = String::new();
         for name in ["RUSTDOCFLAGS", "CARGO_ENCODED_RUSTDOCFLAGS", "CARGO_BUILD_RUSTDOCFLAGS", "RUSTFLAGS"] {
             rustdoc_flags.push_str(&env::var(name).unwrap_or_default());
@@ -96,6 +102,7 @@ impl Toolchain {
             target,
             env,
             proxy_libdir: proxied.then(|| paths.sysroot.join("lib")),
+            rustdoc,
             rustdoc_flags,
         })
     }
