@@ -410,6 +410,7 @@ async fn packages_are_selected_as_cargo_selects_them() {
     assert_eq!(suites(inside.clone()).await, one);
     assert_eq!(suites(CargoOptions { workspace: true, ..inside }).await, both);
     assert_eq!(suites(CargoOptions { packages: vec!["o*".into()], ..ws.options() }).await, one);
+    assert_eq!(suites(CargoOptions { packages: vec!["one".into()], workspace: true, ..ws.options() }).await, both);
     assert_eq!(suites(CargoOptions { workspace: true, exclude: vec!["two".into()], ..ws.options() }).await, one);
     assert_eq!(suites(CargoOptions { manifest_path: Some("one/Cargo.toml".into()), ..ws.options() }).await, one);
     assert_eq!(suites(CargoOptions { features: vec!["only-one".into()], ..ws.options() }).await, both);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::list::Listed;
 
 /// Changes whenever entries mean something else than before.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A file's identity over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

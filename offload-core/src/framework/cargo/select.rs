@@ -200,7 +200,8 @@ fn parse_group(config: &GroupConfig) -> FrameworkResult<Group> {
 /// The packages that Cargo selects, in the order of the metadata.
 pub(super) fn selected_packages<'a>(options: &CargoOptions, metadata: &'a Metadata, dir: &Path) -> Vec<&'a Package> {
     let members = metadata.workspace_packages();
-    if !options.packages.is_empty() {
+    // As in Cargo, `--workspace` makes `--package` meaningless.
+    if !options.packages.is_empty() && !options.workspace {
         let selected = |package: &&Package| options.packages.iter().any(|spec| spec_matches(spec, package));
         return metadata.packages.iter().filter(selected).collect();
     }
