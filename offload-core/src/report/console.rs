@@ -12,6 +12,7 @@
 //!
 //! The words are [`summary`](super::summary)'s. This is the only module of the library that writes to the terminal.
 
+mod margin;
 mod progress;
 
 use std::collections::HashMap;
@@ -19,8 +20,10 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike as _};
 
+use self::margin::Margin;
 use self::progress::RunProgress;
 use super::summary::{
     LostSandbox, Palette, SUMMARY_FAILURES, Summary, failure_block, lost_sandbox, retry_line, status_line, stop_reason,
@@ -35,6 +38,9 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Above a bar, text is written at most this often: each time, the bar is taken away and drawn again.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The bar is redrawn at most so often.
+const REDRAWS_PER_SECOND: u8 = 20;
 
 /// At most as many lines of each stream of a failed test are shown as it happens.
 const LIVE_LINES: usize = 100;
@@ -86,9 +92,9 @@ pub struct ConsoleOptions {
 /// Where the console report writes to, as far as it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Surroundings {
-    /// Standard output is a terminal.
+    /// Standard output is a terminal that knows colours and can move its cursor (`TERM` is not `dumb`).
     pub stdout_terminal: bool,
-    /// Standard error is a terminal.
+    /// Standard error is such a terminal.
     pub stderr_terminal: bool,
     /// `NO_COLOR` is set and not empty.
     pub no_color: bool,
@@ -102,9 +108,10 @@ impl Surroundings {
     /// Those of this process.
     pub fn detect() -> Self {
         let set = |name, but: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != but);
+        let able = set("TERM", "dumb");
         Self {
-            stdout_terminal: io::stdout().is_terminal(),
-            stderr_terminal: io::stderr().is_terminal(),
+            stdout_terminal: able && io::stdout().is_terminal(),
+            stderr_terminal: able && io::stderr().is_terminal(),
             no_color: set("NO_COLOR", ""),
             force_color: set("CLICOLOR_FORCE", "0"),
             ci: set("CI", "false"),
@@ -187,8 +194,10 @@ impl ConsoleReporter {
         stdout: Box<dyn Write + Send>,
         stderr: Box<dyn Write + Send>,
     ) -> Self {
-        let width = || usize::from(console::Term::stderr().size().1);
-        Self::with_draw_target(options, surroundings, stdout, stderr, ProgressDrawTarget::stderr, width)
+        let width = || usize::from(Margin::new(Term::stderr()).width());
+        let terminal = || Margin::new(Term::buffered_stderr());
+        let target = || ProgressDrawTarget::term_like_with_hz(Box::new(terminal()), REDRAWS_PER_SECOND);
+        Self::with_draw_target(options, surroundings, stdout, stderr, target, width)
     }
 
     fn with_draw_target(
@@ -204,8 +213,6 @@ impl ConsoleReporter {
             let style = ProgressStyle::with_template("{msg}").expect("the template is well-formed");
             ProgressBar::with_draw_target(None, target()).with_style(style)
         });
-        // A terminal that cannot move its cursor (`TERM=dumb`) gets no bar.
-        let bar = bar.filter(|bar| !bar.is_hidden());
         let plain_progress = progress != Progress::None && bar.is_none() && options.verbosity >= 0;
         Self {
             out_palette: Palette::new(surroundings.color_stdout(options.color)),
@@ -302,7 +309,7 @@ impl ConsoleReporter {
                 let line = err.output(line);
                 self.err(&line);
             }
-            RunEvent::DiscoveryFinished { skipped, .. } if self.plain_progress => {
+            RunEvent::DiscoveryFinished { to_run, skipped } if self.plain_progress && to_run + skipped > 0 => {
                 let line = self.progress.announcement(*skipped);
                 self.err(&line);
             }
@@ -419,7 +426,8 @@ impl Reporter for ConsoleReporter {
                 totals: &totals,
                 tests: &self.remarkable,
                 lost: &self.lost,
-                problems: &self.problems,
+                // With nothing between them and the summary they need not be said again.
+                problems: if totals.total == 0 { &[] } else { &self.problems },
                 slow_test: self.options.slow_test,
                 reports: &self.options.reports,
                 quiet: self.options.verbosity < 0,

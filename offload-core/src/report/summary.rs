@@ -311,7 +311,7 @@ impl<'a> Told<'a> {
     /// Writes it indented, each part in at most `max_lines` lines; `hint` says where the others are.
     pub(crate) fn render(&self, out: &mut String, palette: &Palette, max_lines: usize, hint: &str) {
         let indent = |out: &mut String, text: &str| {
-            let text = palette.output(text.trim_end());
+            let text = palette.output(text.trim_end().trim_start_matches(['\n', '\r']));
             for line in text::bound_lines(&text, max_lines, hint).lines() {
                 if line.is_empty() {
                     out.push('\n');
@@ -362,19 +362,9 @@ fn label(test: &FinishedTest, palette: &Palette) -> String {
         TestOutcome::Failed => palette.bad("FAIL"),
         TestOutcome::Error => palette.bad("ERROR"),
         TestOutcome::TimedOut => palette.bad("TIMEOUT"),
-        TestOutcome::Crashed => match test.last().and_then(|result| signal(result.message.as_deref()?)) {
-            Some(signal) => palette.bad(&format!("CRASH ({signal})")),
-            None => palette.bad("CRASH"),
-        },
+        TestOutcome::Crashed => palette.bad("CRASH"),
         TestOutcome::NotRun => palette.warn("NOT RUN"),
     }
-}
-
-/// The name of the signal in `killed by signal 11 (SIGSEGV)`.
-fn signal(message: &str) -> Option<&str> {
-    let start = message.find("(SIG")? + 1;
-    let name = &message[start..start + message[start..].find(')')?];
-    name.bytes().all(|byte| byte.is_ascii_alphanumeric()).then_some(name)
 }
 
 fn describe(outcome: TestOutcome) -> &'static str {

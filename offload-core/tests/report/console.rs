@@ -64,7 +64,7 @@ fn a_log_has_failures_as_they_happen_and_again_in_the_summary() {
         timed out after 0.05 s
         stack of "main"
 
-    CRASH (SIGSEGV) [   0.004s] pkg crash
+        CRASH [   0.004s] pkg crash
         killed by signal 11 (SIGSEGV)
 
         ERROR [   0.000s] pkg gone
@@ -85,7 +85,7 @@ fn a_log_has_failures_as_they_happen_and_again_in_the_summary() {
         timed out after 0.05 s
         stack of "main"
 
-    CRASH (SIGSEGV) [   0.004s] pkg crash
+        CRASH [   0.004s] pkg crash
         killed by signal 11 (SIGSEGV)
 
         ERROR [   0.000s] pkg gone

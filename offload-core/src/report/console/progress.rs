@@ -21,8 +21,11 @@ const NAMED: usize = 4;
 /// A test is named once it has run that long: names that come and go at once cannot be read.
 const NAMED_AFTER: Duration = Duration::from_secs(1);
 
-/// Columns of the bar.
+/// Columns of the bar, where there is room.
 const BAR_WIDTH: usize = 24;
+
+/// A bar that is shorter says nothing.
+const BAR_MIN_WIDTH: usize = 8;
 
 /// The state of a run, as far as progress is concerned.
 #[derive(Debug, Default)]
@@ -128,15 +131,17 @@ impl RunProgress {
 
     /// The lines that are redrawn on a terminal of `width` columns.
     pub(super) fn lines(&self, now: Duration, width: usize, palette: Palette) -> String {
-        let mut first = format!("[{:>5}s] ", now.as_secs());
-        if self.to_run > 0 && width >= 72 {
-            let filled = (self.done * BAR_WIDTH / self.to_run).min(BAR_WIDTH);
-            let bar = "━".repeat(filled);
-            first.push_str(&if self.failed > 0 { palette.bad(&bar) } else { palette.good(&bar) });
-            first.push_str(&palette.dim(&"─".repeat(BAR_WIDTH - filled)));
-            first.push(' ');
-        }
-        first.push_str(&self.counts(palette));
+        let time = format!("[{:>5}s] ", now.as_secs());
+        let counts = self.counts(palette);
+        let room = width.saturating_sub(time.len() + console::measure_text_width(&counts));
+        let first = if room > BAR_MIN_WIDTH && self.to_run > 0 {
+            // One column stays between bar and counts.
+            format!("{time}{} {counts}", self.bar((room - 1).min(BAR_WIDTH), palette))
+        } else if room > 0 || self.to_run == 0 {
+            time + &counts
+        } else {
+            time + &self.short_counts(palette)
+        };
         let mut out = console::truncate_str(&first, width, "…").into_owned();
         for (test, elapsed) in self.longest(now) {
             let time = format!("{:>6}s  ", elapsed.as_secs());
@@ -145,6 +150,33 @@ impl RunProgress {
             let _ = write!(out, "\n{}{}", palette.dim(&time), palette.test(&name));
         }
         out
+    }
+
+    fn bar(&self, width: usize, palette: Palette) -> String {
+        let filled = (self.done * width / self.to_run.max(1)).min(width);
+        let done = "━".repeat(filled);
+        let done = if self.failed > 0 { palette.bad(&done) } else { palette.good(&done) };
+        done + &palette.dim(&"─".repeat(width - filled))
+    }
+
+    /// What matters most, for a narrow terminal.
+    fn short_counts(&self, palette: Palette) -> String {
+        let more = if self.all_found { "" } else { "+" };
+        let mut out = format!("{}/{}{more}", self.done, self.to_run);
+        if self.failed > 0 {
+            let _ = write!(out, ", {}", palette.bad(&format!("{} failed", self.failed)));
+        }
+        out.push_str(&self.sandboxes_in_use());
+        out
+    }
+
+    /// `; 2 sandboxes`
+    fn sandboxes_in_use(&self) -> String {
+        match self.sandboxes.len() {
+            0 => String::new(),
+            1 => "; 1 sandbox".to_owned(),
+            n => format!("; {n} sandboxes"),
+        }
     }
 
     fn counts(&self, palette: Palette) -> String {
@@ -163,13 +195,7 @@ impl RunProgress {
                 let _ = write!(out, ", {}", paint(palette, &format!("{n} {what}")));
             }
         }
-        match self.sandboxes.len() {
-            0 => {}
-            1 => out.push_str("; 1 sandbox"),
-            n => {
-                let _ = write!(out, "; {n} sandboxes");
-            }
-        }
+        out.push_str(&self.sandboxes_in_use());
         if self.building {
             out.push_str("; building");
         }

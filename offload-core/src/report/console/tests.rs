@@ -185,6 +185,54 @@ fn a_terminal_shows_what_happened_above_and_how_far_it_is_below() {
 }
 
 #[test]
+fn what_is_typed_while_the_bar_is_there_leaves_nothing_of_it_behind() {
+    let screen = Screen::default();
+    let terminal = Surroundings { stderr_terminal: true, stdout_terminal: true, ..Surroundings::default() };
+    let options = ConsoleOptions { color: ColorChoice::Never, ..Default::default() };
+    let target = ProgressDrawTarget::term_like(Box::new(Margin::new(screen.clone())));
+    let (out, err) = (Box::new(screen.clone()), Box::new(screen.clone()));
+    let width = || usize::from(Margin::new(Screen::default()).width());
+    let mut reporter = ConsoleReporter::with_draw_target(options, terminal, out, err, || target, width);
+    reporter.on_event(&at(0, RunEvent::TestsFound { to_run: 1, skipped: 0 }));
+    reporter.on_event(&at(100, started(&info("pkg tests::slow"), "local-1")));
+    reporter.on_event(&at(5_000, RunEvent::Warning { text: "it takes long".to_owned() }));
+    insta::assert_snapshot!(screen.text(), @r#"
+    warning: it takes long
+    [    5s] ──────────────────────── 0/1+ tests
+         4s  pkg tests::slow
+    "#);
+    // Lines are drawn over each other, again and again.
+    reporter.on_event(&at(6_000, started(&info("pkg tests::other"), "local-1")));
+    reporter.on_event(&at(9_000, RunEvent::DiscoveryFinished { to_run: 2, skipped: 0 }));
+    insta::assert_snapshot!(screen.text(), @r#"
+    warning: it takes long
+    [    9s] ──────────────────────── 0/2 tests
+         8s  pkg tests::slow
+         3s  pkg tests::other
+    "#);
+    // As a terminal shows Ctrl-C.
+    screen.write_str("^C").unwrap();
+    reporter.finish().unwrap();
+    assert_eq!(screen.text(), "warning: it takes long");
+}
+
+#[test]
+fn a_narrow_terminal_shows_what_matters_most() {
+    let mut progress = RunProgress::default();
+    progress.on_event(&at(0, RunEvent::DiscoveryFinished { to_run: 1_000, skipped: 5 }));
+    for sandbox in ["a", "b"] {
+        progress.on_event(&at(0, RunEvent::SandboxReady { sandbox: sandbox.into(), duration: Duration::ZERO }));
+    }
+    progress.on_event(&at(0, finished(&info("t"), TestOutcome::Failed)));
+    let first = |width| progress.lines(Duration::from_secs(7), width, Palette::new(false));
+    assert_eq!(first(120), "[    7s] ──────────────────────── 1/1000 tests, 1 failed; 2 sandboxes");
+    assert_eq!(first(60), "[    7s] ─────────────── 1/1000 tests, 1 failed; 2 sandboxes");
+    assert_eq!(first(50), "[    7s] 1/1000 tests, 1 failed; 2 sandboxes");
+    assert_eq!(first(42), "[    7s] 1/1000, 1 failed; 2 sandboxes");
+    assert_eq!(first(26), "[    7s] 1/1000, 1 failed…");
+}
+
+#[test]
 fn the_bar_fits_its_terminal() {
     let mut progress = RunProgress::default();
     let names =
