@@ -1,6 +1,6 @@
 //! Mistakes, typed in: each gets a sentence that says what to do, and exit code 3.
 
-use crate::support::{Run, Workspace, cargo_offload, manifest};
+use crate::support::{Run, Workspace, cargo_offload, manifest, offload};
 
 fn simple() -> Workspace {
     Workspace::package("simple", "#[test] fn passes() {}\n")
@@ -119,4 +119,28 @@ fn what_does_not_compile_hides_nothing_that_does() {
     assert_eq!(junit.case("half_broken fine").outcome, "passed");
     assert_eq!(junit.case("half_broken::whole whole").outcome, "passed");
     run.says("mismatched types").says("broken.rs");
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named_once() {
+    let run = simple().offload(["--output-dir", "/proc/nonesuch"]).exits(3);
+    assert_eq!(run.stderr.matches("/proc/nonesuch").count(), 1, "{}", run.stderr);
+    assert_eq!(run.stderr.matches("os error").count(), 1, "{}", run.stderr);
+    run.never_says(".offload-");
+}
+
+#[test]
+fn logs_without_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("junit.xml");
+    simple().offload(["logs".as_ref(), "--junit".as_ref(), missing.as_os_str()]).exits(3).says("--junit");
+    simple().offload(["logs", "--test-regex", "("]).exits(3).says("--test-regex").says("unclosed group");
+}
+
+#[test]
+fn histories_that_are_not_there_are_not_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Run::new(offload(dir.path()), ["history", "merge", "base", "ours", "theirs"]).exits(3);
+    run.says("there is no such file");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
 }

@@ -25,6 +25,8 @@ pub fn run(common: &CommonArgs, command: &HistoryCommand) -> Outcome {
 
 fn merge(base: &Path, ours: &Path, theirs: &Path) -> Outcome {
     let load = |path: &Path| {
+        // A history that is not there is an empty one elsewhere; git always has three files, so a missing one is a slip.
+        anyhow::ensure!(path.exists(), "the history {} cannot be merged: there is no such file", path.display());
         History::load(path)
             .map(|(history, _damage)| history)
             .with_context(|| format!("the history {} cannot be merged", path.display()))

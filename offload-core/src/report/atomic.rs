@@ -23,7 +23,7 @@ pub fn ensure_writable(dir: &Path) -> Result<(), ReportError> {
         fs::create_dir_all(dir)?;
         tempfile::Builder::new().prefix(".offload-").tempfile_in(dir)?.close()
     };
-    probe().map_err(|source| ReportError { what: "reports", path: dir.to_owned(), hint: hint(&source), source })
+    probe().map_err(|source| failed("reports", dir, source))
 }
 
 /// Replaces the file at `path` by what `write` writes, or leaves everything as it was. Creates the directory.
@@ -32,7 +32,21 @@ pub(crate) fn replace(
     what: &'static str,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), ReportError> {
-    try_replace(path, write).map_err(|source| ReportError { what, path: path.to_owned(), hint: hint(&source), source })
+    try_replace(path, write).map_err(|source| failed(what, path, source))
+}
+
+fn failed(what: &'static str, path: &Path, source: io::Error) -> ReportError {
+    let source = without_path(source);
+    ReportError { what, path: path.to_owned(), hint: hint(&source), source }
+}
+
+/// The operating system's error alone: the name of a temporary file, which `tempfile` adds, tells nobody anything.
+fn without_path(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.source()).and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }
 
 fn try_replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {

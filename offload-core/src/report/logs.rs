@@ -24,8 +24,7 @@ use super::text;
 pub enum LogsError {
     /// There is no report.
     #[error(
-        "there is no report of an earlier run at {}; run the tests first, or name the directory of the reports with \
-         --output-dir or `report.output_dir`", path.display()
+        "there is no report of an earlier run at {}; run the tests first, or name the report with --junit", path.display()
     )]
     Missing {
         /// Where it should be.
@@ -197,7 +196,10 @@ pub fn render(tests: &[LoggedTest], filter: &LogFilter, color: bool) -> String {
         }
     }
     if shown == 0 {
-        let _ = writeln!(out, "none of the {} of the last run is selected", text::count(tests.len(), "test"));
+        let _ = match tests.len() {
+            0 => writeln!(out, "there was no test in the last run"),
+            n => writeln!(out, "no test of the last run is selected (it had {})", text::count(n, "test")),
+        };
     }
     out
 }

@@ -73,7 +73,7 @@ fn tests_are_found_by_id_name_suite_and_regex() {
     );
     assert_eq!(
         show(LogFilter { tests: vec!["nothing".to_owned()], ..LogFilter::default() }),
-        "none of the 9 tests of the last run is selected\n"
+        "no test of the last run is selected (it had 9 tests)\n"
     );
 }
 
@@ -100,7 +100,7 @@ fn what_is_no_report_is_an_error_that_helps() {
         ]
         .join("\n"),
         @r#"
-    there is no report of an earlier run at PATH; run the tests first, or name the directory of the reports with --output-dir or `report.output_dir`
+    there is no report of an earlier run at PATH; run the tests first, or name the report with --junit
     PATH is not a JUnit report: it is empty; run the tests again to write a new one
     PATH is not a JUnit report: it is empty; run the tests again to write a new one
     PATH is not a JUnit report: its root element is <html>; run the tests again to write a new one
