@@ -2,6 +2,7 @@
 
 pub mod cargo;
 pub mod offload;
+pub mod typed;
 
 use std::path::PathBuf;
 
@@ -85,19 +86,23 @@ pub struct ExecutionArgs {
     #[arg(long, value_name = "PROVIDER")]
     pub provider: Option<String>,
     /// The most sandboxes (tests) at once [default: the number of CPUs]
-    #[arg(short = 'j', long = "parallel", visible_alias = "test-threads", value_name = "N")]
+    #[arg(short = 'j', long = "parallel", visible_alias = "test-threads", value_name = "N",
+          value_parser = whole_number::<usize>, allow_negative_numbers = true)]
     pub parallel: Option<usize>,
     /// Repeat a failed test up to N times; it is flaky if it then passes
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole_number::<u32>, allow_negative_numbers = true)]
     pub retries: Option<u32>,
     /// End a test that runs longer than this many seconds
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true)]
     pub timeout: Option<f64>,
     /// Stop after the first failed test
     #[arg(long, conflicts_with = "max_fail")]
     pub fail_fast: bool,
+    /// Run all tests, whatever fails (the default, unless the configuration has a `max_fail`)
+    #[arg(long, conflicts_with_all = ["fail_fast", "max_fail"])]
+    pub no_fail_fast: bool,
     /// Stop after N failed tests
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole_number::<usize>, allow_negative_numbers = true)]
     pub max_fail: Option<usize>,
     /// Do not capture what tests write
     #[arg(long, visible_alias = "nocapture")]
@@ -115,10 +120,10 @@ pub struct ExecutionArgs {
 #[command(next_help_heading = "Report options")]
 pub struct ReportArgs {
     /// Write the JUnit report to this file
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = utf8_path)]
     pub junit: Option<PathBuf>,
     /// Write reports into this directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = utf8_path)]
     pub output_dir: Option<PathBuf>,
     /// What standard output is for
     #[arg(long, value_name = "FORMAT", default_value = "human")]
@@ -146,4 +151,16 @@ pub struct LogsArgs {
     /// Read this JUnit file instead of the last run's
     #[arg(long, value_name = "PATH")]
     pub junit: Option<PathBuf>,
+}
+
+/// A count, with a message for people who do not know what a digit is invalid for.
+fn whole_number<T: std::str::FromStr>(text: &str) -> Result<T, &'static str> {
+    text.parse().map_err(|_| "expected a whole number")
+}
+
+/// A path that can also stand in a configuration file; those hold nothing but UTF-8, and another path than the one that
+/// was typed would be worse than none.
+#[allow(clippy::unnecessary_wraps, reason = "clap takes functions that can fail")]
+fn utf8_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
 }

@@ -14,6 +14,7 @@ use clap::Parser;
 use cli::CommonArgs;
 use cli::cargo::{CargoCli, CargoCommand};
 use cli::offload::{OffloadCli, OffloadCommand};
+use cli::typed;
 use failure::{Outcome, exit_code};
 
 /// Runs `cargo offload` with the arguments of the process (the program's name first) and returns its exit code.
@@ -23,9 +24,10 @@ pub fn cargo_main(args: impl IntoIterator<Item = OsString>) -> i32 {
     if args.get(1).is_some_and(|arg| arg == "offload") {
         args.remove(1);
     }
-    let cli = match CargoCli::try_parse_from(args) {
+    let parsed = CargoCli::try_parse_from(typed::command_first(args));
+    let cli = match parsed.and_then(|cli| typed::check_filters(&cli).map(|()| cli)) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&typed::explain(error)),
     };
     start_logging(&cli.common);
     exit_code(cargo_command(cli))
@@ -34,8 +36,8 @@ pub fn cargo_main(args: impl IntoIterator<Item = OsString>) -> i32 {
 fn cargo_command(cli: CargoCli) -> Outcome {
     let CargoCli { command, run, common } = cli;
     match command {
-        None => commands::run::cargo(&common, &run),
-        Some(CargoCommand::Run(args)) => commands::run::cargo(&common, &args),
+        None => commands::run::cargo(&common, run),
+        Some(CargoCommand::Run(args)) => commands::run::cargo(&common, *args),
         Some(CargoCommand::List(args)) => commands::list::cargo(&common, &args),
         Some(CargoCommand::Init) => commands::init::init("local", Some("cargo")),
         Some(CargoCommand::Validate) => commands::validate::cargo(&common),

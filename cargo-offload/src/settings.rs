@@ -14,6 +14,9 @@ use crate::cli::CommonArgs;
 use crate::cli::cargo::CargoRunArgs;
 use crate::cli::{ExecutionArgs, ReportArgs};
 
+/// A number of failures that no run has: the largest that the configuration takes.
+const NO_LIMIT: i64 = 1_000_000_000;
+
 /// A configuration, resolved, and where its relative paths start.
 pub struct Settings {
     /// The configuration; its paths are absolute or relative to the current directory.
@@ -45,6 +48,7 @@ impl Overrides {
         self.set("groups.*.retry_count", "--retries", args.retries.map(i64::from));
         self.set("offload.test_timeout_secs", "--timeout", args.timeout);
         self.set("offload.max_fail", "--fail-fast", args.fail_fast.then_some(1_i64));
+        self.set("offload.max_fail", "--no-fail-fast", args.no_fail_fast.then_some(NO_LIMIT));
         self.set("offload.max_fail", "--max-fail", args.max_fail.map(number));
         self.set("history.record_history", "--record-history", args.record_history.then(|| "always".to_owned()));
         self
@@ -85,11 +89,17 @@ impl Settings {
             Defaults::for_source(source.as_ref()).set("framework.type", "cargo").set("provider.type", "local");
         if source.is_none() {
             let output_dir = target_dir()?.join("offload");
-            let text = |path: PathBuf| path.to_string_lossy().into_owned();
+            let Some(text) = output_dir.to_str() else {
+                anyhow::bail!(
+                    "the target directory's path is not valid UTF-8: {}; Cargo cannot build there, so move the project \
+                     or choose another place with --target-dir",
+                    output_dir.display()
+                );
+            };
             defaults = defaults
-                .set("history.path", text(output_dir.join("history.jsonl")))
+                .set("history.path", format!("{text}/history.jsonl"))
                 .set("history.record_history", "always")
-                .set("report.output_dir", text(output_dir));
+                .set("report.output_dir", text);
         }
         let settings = Self::resolve(source.as_ref(), &overrides, defaults)?;
         match &settings.config.framework {

@@ -144,3 +144,63 @@ fn histories_that_are_not_there_are_not_merged() {
     run.says("there is no such file");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
 }
+
+#[test]
+fn a_command_behind_options_of_all_commands() {
+    for args in [&["-v", "list"][..], &["--color", "never", "list"], &["-q", "--color=never", "list"]] {
+        assert_eq!(simple().offload(args).exits(0).stdout, "simple passes\n", "{args:?}");
+    }
+    simple().offload(["-c", "nonesuch.toml", "validate"]).exits(3).says("nonesuch.toml");
+}
+
+#[test]
+fn a_filter_that_is_called_like_a_command_is_not_guessed_at() {
+    let run = simple().offload(["-p", "simple", "list"]).exits(3);
+    run.says("cargo offload list …").says("cargo offload run … list");
+    simple().offload(["run", "list"]).exits(0).says("no test matches the filters");
+}
+
+#[test]
+fn options_of_other_runners_are_explained() {
+    simple().offload(["--no-run"]).exits(3).says("cargo offload list").never_says("as a value");
+    simple().offload(["--profile", "ci"]).exits(3).says("--cargo-profile");
+    simple().offload(["-E", "test(a)"]).exits(3).says("substrings");
+    simple().offload(["--no-fail-fast", "--lib"]).exits(0).says("1 passed");
+    simple().offload(["--no-fail-fast", "--fail-fast"]).exits(3);
+}
+
+#[test]
+fn numbers_that_are_none() {
+    for option in ["--parallel", "--retries", "--max-fail", "--build-jobs"] {
+        for value in ["many", "-1"] {
+            simple().offload([option, value]).exits(3).says(option).says("expected a whole number");
+        }
+    }
+}
+
+#[test]
+fn what_follows_the_dashes_concerns_the_run_as_with_cargo_test() {
+    let library = "#[test] fn talks() { println!(\"hello from a test\"); }\n";
+    let workspace = Workspace::package("talking_twice", library);
+    workspace.offload(["--lib", "--", "--nocapture"]).exits(0).says("hello from a test");
+    let started = |args: &[&str]| {
+        let run = workspace.offload([&["--lib", "--message-format", "json"], args].concat()).exits(0);
+        let first: serde_json::Value = serde_json::from_str(run.stdout.lines().next().unwrap()).unwrap();
+        first["max_sandboxes"].as_u64().unwrap()
+    };
+    assert_eq!(started(&["--", "--test-threads=3"]), 3);
+    assert_eq!(started(&["--", "--test-threads", "4"]), 4);
+    assert_eq!(started(&["--test-threads", "5"]), 5);
+    workspace.offload(["--lib", "--", "--test-threads=x"]).exits(3).says("--test-threads");
+    workspace.offload(["--lib", "--", "--show-output"]).exits(0).says("note: `--show-output`");
+    workspace.offload(["--lib", "--", "--skip", "--nocapture", "talks"]).exits(0).never_says("hello");
+}
+
+#[test]
+fn paths_that_are_not_utf8_are_refused_and_not_changed() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+    simple().offload(["--lib".as_ref(), "--output-dir".as_ref(), odd.as_os_str()]).exits(3).says("UTF-8");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}

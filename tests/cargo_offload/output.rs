@@ -88,3 +88,13 @@ fn help_names_every_command_and_option() {
         assert!(help.stdout.contains(word), "{word} is missing in\n{}", help.stdout);
     }
 }
+
+#[test]
+fn quiet_keeps_warnings_and_leaves_out_what_is_compiled() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("src")).unwrap();
+    std::fs::write(dir.path().join("Cargo.toml"), crate::support::manifest("hushed")).unwrap();
+    std::fs::write(dir.path().join("src/lib.rs"), "fn unused() {}\n#[test] fn passes() {}\n").unwrap();
+    let run = Run::new(cargo_offload(dir.path()), ["--lib", "-q"]).exits(0);
+    run.says("never used").never_says("Compiling").never_says("Finished");
+}

@@ -205,7 +205,8 @@ pub struct SelectionArgs {
     #[arg(long, value_name = "DIR", help_heading = "Build options")]
     pub target_dir: Option<PathBuf>,
     /// The most build jobs at once
-    #[arg(long, value_name = "N", help_heading = "Build options")]
+    #[arg(long, value_name = "N", help_heading = "Build options", value_parser = super::whole_number::<usize>,
+          allow_negative_numbers = true)]
     pub build_jobs: Option<usize>,
     /// The Cargo.toml to start from
     #[arg(long, value_name = "PATH", help_heading = "Manifest options")]

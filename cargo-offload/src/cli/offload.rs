@@ -29,6 +29,7 @@ pub enum OffloadCommand {
     /// Build the base image of the sandboxes without running tests
     Build(ImageArgs),
     /// List the tests without running any
+    #[command(visible_alias = "list")]
     Collect(CollectArgs),
     /// Check the configuration and show every value and where it comes from
     Validate,

@@ -19,8 +19,8 @@ const LIST_FORMAT: u32 = 1;
 /// `cargo offload list`
 pub fn cargo(common: &CommonArgs, args: &CargoListArgs) -> Outcome {
     let settings = super::run::cargo_settings(common, Overrides::default(), &args.selection)?;
-    let colors = super::run::use_colors(common, &ReportArgs::default());
-    let framework = super::run::cargo_framework(&settings, &args.selection, colors)?;
+    let look = super::run::BuildLook::new(common, &ReportArgs::default());
+    let framework = super::run::cargo_framework(&settings, &args.selection, look)?;
     let format = match args.message_format {
         MessageFormat::Human => ListFormat::Text,
         MessageFormat::Json => ListFormat::Json,
@@ -31,7 +31,7 @@ pub fn cargo(common: &CommonArgs, args: &CargoListArgs) -> Outcome {
 /// `offload collect`
 pub fn offload(common: &CommonArgs, format: ListFormat) -> Outcome {
     let settings = Settings::offload(common, Overrides::default())?;
-    let framework = super::run::framework(&settings, super::run::use_colors(common, &ReportArgs::default()))?;
+    let framework = super::run::framework(&settings, super::run::BuildLook::new(common, &ReportArgs::default()))?;
     list(framework.as_ref(), format, common.quiet)
 }
 

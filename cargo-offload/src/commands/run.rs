@@ -24,17 +24,28 @@ use offload_core::report::{Reporter, ensure_writable};
 
 use crate::cli::cargo::{CargoRunArgs, SelectionArgs};
 use crate::cli::offload::{ImageArgs, OffloadRunArgs};
+use crate::cli::typed::take_from_harness;
 use crate::cli::{Color, CommonArgs, ExecutionArgs, MessageFormat, NoTests, ProgressArg, ReportArgs};
 use crate::failure::{NOTHING_RUN, Outcome};
 use crate::settings::{Overrides, Settings};
 use crate::signals::cancel_on_signals;
 
 /// `cargo offload run`
-pub fn cargo(common: &CommonArgs, args: &CargoRunArgs) -> Outcome {
-    let settings = cargo_settings(common, Overrides::cargo(args), &args.selection)?;
-    let framework = cargo_framework(&settings, &args.selection, use_colors(common, &args.report))?;
+pub fn cargo(common: &CommonArgs, mut args: CargoRunArgs) -> Outcome {
+    let notes = match take_from_harness(&mut args) {
+        Ok(notes) => notes,
+        Err(error) => return Ok(crate::usage(&error)),
+    };
+    for note in notes {
+        let _ = writeln!(std::io::stderr(), "note: {note}");
+    }
+    let settings = cargo_settings(common, Overrides::cargo(&args), &args.selection)?;
+    let framework = cargo_framework(&settings, &args.selection, BuildLook::new(common, &args.report))?;
     let provider = provider(&settings.config, &ImageArgs::default())?;
-    let run = Run { common, execution: &args.execution, report: &args.report, trace: false, env: BTreeMap::new() };
+    let selection = &args.selection;
+    let filtered = !selection.filters.is_empty() || !selection.skip.is_empty() || !selection.harness_args.is_empty();
+    let run =
+        Run { common, execution: &args.execution, report: &args.report, trace: false, env: BTreeMap::new(), filtered };
     run.execute(settings, provider, Arc::new(framework), Vec::new())
 }
 
@@ -47,11 +58,11 @@ pub fn offload(common: &CommonArgs, args: &OffloadRunArgs) -> Outcome {
         return super::list::offload(common, crate::cli::offload::ListFormat::Text);
     }
     let settings = Settings::offload(common, Overrides::default().execution(&args.execution).report(&args.report))?;
-    let framework = framework(&settings, use_colors(common, &args.report))?;
+    let framework = framework(&settings, BuildLook::new(common, &args.report))?;
     let copy_dirs = args.copy_dirs.iter().map(|pair| copy_dir(pair)).collect::<anyhow::Result<Vec<_>>>()?;
     let provider = provider(&settings.config, &args.image)?;
     let env = variables(&args.env)?;
-    let run = Run { common, execution: &args.execution, report: &args.report, trace: args.trace, env };
+    let run = Run { common, execution: &args.execution, report: &args.report, trace: args.trace, env, filtered: false };
     run.execute(settings, provider, framework, copy_dirs)
 }
 
@@ -68,21 +79,26 @@ pub fn cargo_settings(
 }
 
 /// The Cargo framework for what was configured and typed.
-pub fn cargo_framework(settings: &Settings, selection: &SelectionArgs, colors: bool) -> anyhow::Result<CargoFramework> {
+pub fn cargo_framework(
+    settings: &Settings,
+    selection: &SelectionArgs,
+    look: BuildLook,
+) -> anyhow::Result<CargoFramework> {
     let FrameworkConfig::Cargo(config) = &settings.config.framework else {
         anyhow::bail!("the configuration is not for Cargo");
     };
-    Ok(CargoFramework::with_options(config.clone(), cargo_options(settings, config, selection.to_options(), colors)))
+    Ok(CargoFramework::with_options(config.clone(), cargo_options(settings, config, selection.to_options(), look)))
 }
 
 fn cargo_options(
     settings: &Settings,
     framework: &CargoFrameworkConfig,
     mut options: CargoOptions,
-    colors: bool,
+    look: BuildLook,
 ) -> CargoOptions {
     let config = &settings.config;
-    options.color = Some(colors);
+    options.color = Some(look.colors);
+    options.quiet = look.quiet;
     options.groups.clone_from(&config.groups);
     options.retries = config.offload.retry_count;
     options.slots = config.offload.max_parallel;
@@ -94,13 +110,13 @@ fn cargo_options(
 }
 
 /// The framework that the configuration names.
-pub fn framework(settings: &Settings, colors: bool) -> anyhow::Result<Arc<dyn TestFramework>> {
+pub fn framework(settings: &Settings, look: BuildLook) -> anyhow::Result<Arc<dyn TestFramework>> {
     let config = &settings.config;
     let root = config.offload.working_dir.clone().unwrap_or_default();
     Ok(match &config.framework {
         FrameworkConfig::Cargo(cargo) => {
             let options = CargoOptions { current_dir: Some(root), ..CargoOptions::default() };
-            Arc::new(CargoFramework::with_options(cargo.clone(), cargo_options(settings, cargo, options, colors)))
+            Arc::new(CargoFramework::with_options(cargo.clone(), cargo_options(settings, cargo, options, look)))
         }
         FrameworkConfig::Pytest(pytest) => Arc::new(
             PytestFramework::new(pytest.clone())
@@ -165,9 +181,19 @@ fn copy_dir(pair: &str) -> anyhow::Result<CopyDir> {
     Ok(CopyDir { local, remote: remote.into() })
 }
 
-/// Whether what the build prints is coloured.
-pub fn use_colors(common: &CommonArgs, report: &ReportArgs) -> bool {
-    report.message_format == MessageFormat::Human && Surroundings::detect().color_stderr(color_choice(common))
+/// How what the build prints looks.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildLook {
+    colors: bool,
+    quiet: bool,
+}
+
+impl BuildLook {
+    /// As the options say.
+    pub fn new(common: &CommonArgs, report: &ReportArgs) -> Self {
+        let human = report.message_format == MessageFormat::Human;
+        Self { colors: human && Surroundings::detect().color_stderr(color_choice(common)), quiet: common.quiet }
+    }
 }
 
 /// `--color`, as the console report takes it.
@@ -186,6 +212,8 @@ struct Run<'a> {
     report: &'a ReportArgs,
     trace: bool,
     env: BTreeMap<String, String>,
+    /// Whether filters were typed, which may have left nothing to run.
+    filtered: bool,
 }
 
 impl Run<'_> {
@@ -231,6 +259,12 @@ impl Run<'_> {
             let _ = writeln!(std::io::stderr(), "error: {error}");
         }
         let nothing_to_run = result.summary.total == result.summary.skipped;
+        if self.filtered && result.summary.total == 0 && result.exit_code() == 0 {
+            let _ = writeln!(
+                std::io::stderr(),
+                "note: no test matches the filters; `cargo offload list` shows the names of all"
+            );
+        }
         if nothing_to_run && result.exit_code() == 0 && self.execution.no_tests == NoTests::Fail {
             let _ = writeln!(std::io::stderr(), "error: there was no test to run, and --no-tests=fail was given");
             return Ok(NOTHING_RUN);

@@ -136,6 +136,7 @@ fn first_pass_args(options: &CargoOptions) -> Vec<String> {
     }
     args.extend(options.feature_args());
     args.extend(options.build_args());
+    args.extend(options.noise_args());
     args.extend(options.color_args());
     args
 }
@@ -148,6 +149,7 @@ fn second_pass_args(options: &CargoOptions) -> Vec<String> {
     args.extend(if options.doc { vec!["--lib".to_owned()] } else { options.keep_going_target_args() });
     args.extend(options.feature_args());
     args.extend(options.build_args());
+    args.extend(options.noise_args());
     args.extend(options.color_args());
     args
 }

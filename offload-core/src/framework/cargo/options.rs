@@ -79,6 +79,8 @@ pub struct CargoOptions {
     pub build_jobs: Option<usize>,
     /// Cargo's `--color`: `Some(true)` always, `Some(false)` never.
     pub color: Option<bool>,
+    /// Cargo's `--quiet`: warnings and errors, but not what is being compiled.
+    pub quiet: bool,
     /// Test names that run, as substrings; all when empty.
     pub filters: Vec<String>,
     /// Filters and skips are whole names.
@@ -245,6 +247,13 @@ impl CargoOptions {
         args.flag("--locked", self.locked);
         args.flag("--offline", self.offline);
         args.flag("--frozen", self.frozen);
+        args.0
+    }
+
+    /// How loud a build is.
+    pub(super) fn noise_args(&self) -> Vec<String> {
+        let mut args = Args::default();
+        args.flag("--quiet", self.quiet);
         args.0
     }
 
