@@ -8,6 +8,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+/// What both programs end with.
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  all tests passed
+    1  a test failed, or did not run
+    2  all passed, some only on a retry: flaky
+    3  nothing could be run, or something could not be: usage, configuration, build, discovery,
+       infrastructure, reports
+  130  interrupted; what finished is in the reports";
+
 /// Colours in the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Color {
@@ -83,7 +93,7 @@ impl CommonArgs {
 #[command(next_help_heading = "Run options")]
 pub struct ExecutionArgs {
     /// Where tests run: local, default
-    #[arg(long, value_name = "PROVIDER")]
+    #[arg(long, value_name = "PROVIDER", hide_short_help = true)]
     pub provider: Option<String>,
     /// The most sandboxes (tests) at once [default: the number of CPUs]
     #[arg(short = 'j', long = "parallel", visible_alias = "test-threads", value_name = "N",
@@ -98,8 +108,8 @@ pub struct ExecutionArgs {
     /// Stop after the first failed test
     #[arg(long, conflicts_with = "max_fail")]
     pub fail_fast: bool,
-    /// Run all tests, whatever fails (the default, unless the configuration has a `max_fail`)
-    #[arg(long, conflicts_with_all = ["fail_fast", "max_fail"])]
+    /// Run all tests, whatever fails (the default, unless the file has a `max_fail`)
+    #[arg(long, conflicts_with_all = ["fail_fast", "max_fail"], hide_short_help = true)]
     pub no_fail_fast: bool,
     /// Stop after N failed tests
     #[arg(long, value_name = "N", value_parser = whole_number::<usize>, allow_negative_numbers = true)]
@@ -108,10 +118,10 @@ pub struct ExecutionArgs {
     #[arg(long, visible_alias = "nocapture")]
     pub no_capture: bool,
     /// Record durations and outcomes in the history file
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub record_history: bool,
     /// What to do when there is no test to run
-    #[arg(long, value_name = "ACTION", default_value = "pass")]
+    #[arg(long, value_name = "ACTION", default_value = "pass", hide_short_help = true)]
     pub no_tests: NoTests,
 }
 
@@ -123,7 +133,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "PATH", value_parser = utf8_path)]
     pub junit: Option<PathBuf>,
     /// Write reports into this directory
-    #[arg(long, value_name = "DIR", value_parser = utf8_path)]
+    #[arg(long, value_name = "DIR", value_parser = utf8_path, hide_short_help = true)]
     pub output_dir: Option<PathBuf>,
     /// What standard output is for
     #[arg(long, value_name = "FORMAT", default_value = "human")]

@@ -10,6 +10,7 @@ mod bad_input;
 mod basics;
 mod equality;
 mod faults;
+mod help;
 mod interrupts;
 mod offload_run;
 mod output;

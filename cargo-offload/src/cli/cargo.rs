@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use offload_core::framework::Isolation;
 use offload_core::framework::cargo::{CargoOptions, RunIgnored};
 
-use super::{CommonArgs, ExecutionArgs, LogsArgs, ReportArgs};
+use super::{CommonArgs, EXIT_CODES, ExecutionArgs, LogsArgs, ReportArgs};
 
 /// Run the tests of a Cargo workspace, in parallel, each in its own process.
 ///
@@ -18,8 +18,8 @@ use super::{CommonArgs, ExecutionArgs, LogsArgs, ReportArgs};
     bin_name = "cargo offload",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Exit codes: 0 all passed, 1 a test failed or did not run, 2 passed but some only on a retry, \
-                  3 nothing could be run (usage, build, configuration, infrastructure), 130 interrupted."
+    after_help = "All options, and what the exit codes mean: cargo offload --help",
+    after_long_help = EXIT_CODES
 )]
 pub struct CargoCli {
     /// What to do; `run` when absent.
@@ -152,10 +152,10 @@ pub struct SelectionArgs {
     #[arg(long, help_heading = "Target selection")]
     pub lib: bool,
     /// Test all binaries
-    #[arg(long, help_heading = "Target selection")]
+    #[arg(long, help_heading = "Target selection", hide_short_help = true)]
     pub bins: bool,
     /// Test this binary
-    #[arg(long, value_name = "NAME", help_heading = "Target selection")]
+    #[arg(long, value_name = "NAME", help_heading = "Target selection", hide_short_help = true)]
     pub bin: Vec<String>,
     /// Test all targets that have `test = true`
     #[arg(long, help_heading = "Target selection")]
@@ -164,19 +164,19 @@ pub struct SelectionArgs {
     #[arg(long, value_name = "NAME", help_heading = "Target selection")]
     pub test: Vec<String>,
     /// Test all examples
-    #[arg(long, help_heading = "Target selection")]
+    #[arg(long, help_heading = "Target selection", hide_short_help = true)]
     pub examples: bool,
     /// Test this example
-    #[arg(long, value_name = "NAME", help_heading = "Target selection")]
+    #[arg(long, value_name = "NAME", help_heading = "Target selection", hide_short_help = true)]
     pub example: Vec<String>,
     /// Test all benches
-    #[arg(long, help_heading = "Target selection")]
+    #[arg(long, help_heading = "Target selection", hide_short_help = true)]
     pub benches: bool,
     /// Test this bench
-    #[arg(long, value_name = "NAME", help_heading = "Target selection")]
+    #[arg(long, value_name = "NAME", help_heading = "Target selection", hide_short_help = true)]
     pub bench: Vec<String>,
     /// Test all targets (no doctests)
-    #[arg(long, help_heading = "Target selection")]
+    #[arg(long, help_heading = "Target selection", hide_short_help = true)]
     pub all_targets: bool,
     /// Test only the documentation
     #[arg(long, help_heading = "Target selection")]
@@ -189,7 +189,7 @@ pub struct SelectionArgs {
     #[arg(long, help_heading = "Feature selection")]
     pub all_features: bool,
     /// Do not activate the `default` feature
-    #[arg(long, help_heading = "Feature selection")]
+    #[arg(long, help_heading = "Feature selection", hide_short_help = true)]
     pub no_default_features: bool,
 
     /// Build in release mode
@@ -202,23 +202,23 @@ pub struct SelectionArgs {
     #[arg(long, value_name = "TRIPLE", help_heading = "Build options")]
     pub target: Option<String>,
     /// Where build results go
-    #[arg(long, value_name = "DIR", help_heading = "Build options")]
+    #[arg(long, value_name = "DIR", help_heading = "Build options", hide_short_help = true)]
     pub target_dir: Option<PathBuf>,
     /// The most build jobs at once
     #[arg(long, value_name = "N", help_heading = "Build options", value_parser = super::whole_number::<usize>,
-          allow_negative_numbers = true)]
+          allow_negative_numbers = true, hide_short_help = true)]
     pub build_jobs: Option<usize>,
     /// The Cargo.toml to start from
-    #[arg(long, value_name = "PATH", help_heading = "Manifest options")]
+    #[arg(long, value_name = "PATH", help_heading = "Manifest options", hide_short_help = true)]
     pub manifest_path: Option<PathBuf>,
     /// Assert that Cargo.lock stays as it is
-    #[arg(long, help_heading = "Manifest options")]
+    #[arg(long, help_heading = "Manifest options", hide_short_help = true)]
     pub locked: bool,
     /// Do not use the network
-    #[arg(long, help_heading = "Manifest options")]
+    #[arg(long, help_heading = "Manifest options", hide_short_help = true)]
     pub offline: bool,
     /// Like --locked and --offline
-    #[arg(long, help_heading = "Manifest options")]
+    #[arg(long, help_heading = "Manifest options", hide_short_help = true)]
     pub frozen: bool,
 
     /// Arguments for the test binaries

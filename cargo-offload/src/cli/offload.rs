@@ -2,15 +2,15 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::{CommonArgs, ExecutionArgs, LogsArgs, ReportArgs};
+use super::{CommonArgs, EXIT_CODES, ExecutionArgs, LogsArgs, ReportArgs};
 
 /// Run a test suite over many isolated sandboxes, as offload.toml says.
 #[derive(Debug, Parser)]
 #[command(
     name = "offload",
     version,
-    after_help = "Exit codes: 0 all passed, 1 a test failed or did not run, 2 passed but some only on a retry, \
-                  3 nothing could be run (usage, configuration, discovery, infrastructure), 130 interrupted."
+    after_help = "What the exit codes mean: offload --help",
+    after_long_help = EXIT_CODES
 )]
 pub struct OffloadCli {
     /// What to do.
