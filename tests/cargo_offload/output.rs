@@ -98,3 +98,20 @@ fn quiet_keeps_warnings_and_leaves_out_what_is_compiled() {
     let run = Run::new(cargo_offload(dir.path()), ["--lib", "-q"]).exits(0);
     run.says("never used").never_says("Compiling").never_says("Finished");
 }
+
+#[test]
+fn the_list_for_programs_is_as_documented() {
+    let run = three().offload(["list", "--lib", "--message-format", "json"]).exits(0);
+    let list: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(list["format"], 1);
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/JSON.md")).unwrap();
+    let (_, section) = page.split_once("## The list of tests").unwrap();
+    let mut documented: Vec<_> =
+        section.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0)).collect();
+    documented.sort_unstable();
+    let tests = list["tests"].as_array().unwrap();
+    assert_eq!(tests.len(), 3);
+    for test in tests {
+        assert_eq!(test.as_object().unwrap().keys().collect::<Vec<_>>(), documented);
+    }
+}

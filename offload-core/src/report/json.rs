@@ -79,3 +79,7 @@ impl<W: Write + Send> Reporter for JsonReporter<W> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
