@@ -195,3 +195,30 @@ fn history_is_recorded_when_asked_for_and_merged_by_git() {
     let merged = std::fs::read_to_string(&history).unwrap();
     assert!(merged.contains("t/good.sh") && merged.contains("t/other.sh"), "{merged}");
 }
+
+#[test]
+fn init_writes_a_file_that_works_at_once() {
+    let files = [("tests/good.sh", "exit 0\n"), ("tests/bad.sh", "exit 1\n")];
+    for provider in ["local", "default"] {
+        let dir = project(&files);
+        run(dir.path(), &["init", "-p", provider]).exits(0).says("name your commands in it");
+        run(dir.path(), &["run"]).exits(1).says("1 passed").says("1 failed").never_says("note:");
+        run(dir.path(), &["init"]).exits(3).says("already");
+    }
+    let dir = project(&[("Cargo.toml", &crate::support::manifest("begun")), ("src/lib.rs", "#[test] fn passes() {}")]);
+    let begin = |args: &[&str]| {
+        let output = crate::support::cargo_offload(dir.path()).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let settings =
+        || begin(&["validate"]).lines().map(|line| line.split('#').next().unwrap().trim().to_owned()).collect();
+    let (before, said): (Vec<String>, _) = (settings(), begin(&["init"]));
+    assert!(said.contains("next: cargo offload"), "{said}");
+    // Only the form of paths differs: the file is shared, so it holds relative ones.
+    let root = format!("{}/", dir.path().canonicalize().unwrap().display());
+    let before: Vec<_> = before.iter().map(|line| line.replace(&root, "")).collect();
+    assert_eq!(before, settings(), "a new file changes nothing");
+    begin(&["--lib"]);
+    assert!(dir.path().join("target/offload/junit.xml").exists());
+}

@@ -14,12 +14,15 @@ const FILE: &str = "offload.toml";
 pub fn init(provider: &str, framework: Option<&str>) -> Outcome {
     let detected = detect_framework(Path::new("."));
     let framework = framework.or(detected).unwrap_or("default");
+    let cargo = matches!(framework, "cargo" | "nextest");
+    let program = if cargo { "cargo offload" } else { "offload" };
     let text = format!(
-        "# Offload's configuration. Every key is optional unless it says otherwise; docs/CONFIGURATION.md lists all.\n\
-         # `offload validate` shows every value and where it comes from.\n\n{}\n{}\n{}\n{}",
+        "# Offload's configuration; docs/CONFIGURATION.md lists all keys.\n\
+         # `{program} validate` shows every value and where it comes from.\n\n{}\n{}\n{}\n{}{}",
         run_section(),
         provider_section(provider)?,
         framework_section(framework)?,
+        if cargo { target_sections() } else { String::new() },
         groups_section(framework),
     );
     let mut file = match std::fs::File::create_new(FILE) {
@@ -30,15 +33,33 @@ pub fn init(provider: &str, framework: Option<&str>) -> Outcome {
         Err(error) => return Err(error).with_context(|| format!("cannot write {FILE} here")),
     };
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {FILE} here"))?;
-    let next = if framework == "cargo" { "cargo offload" } else { "offload run" };
-    println!("wrote {FILE} for the framework `{framework}` and the provider `{provider}`; next: {next}");
+    let next = match framework {
+        "default" => "name your commands in it, then: offload run",
+        _ if cargo => "next: cargo offload",
+        _ => "next: offload run",
+    };
+    println!("wrote {FILE} for the framework `{framework}` and the provider `{provider}`; {next}");
     Ok(0)
 }
 
-fn run_section() -> &'static str {
-    "[offload]\n\
-     # max_parallel = 4        # the most tests (sandboxes) at once\n\
-     # test_timeout_secs = 900 # the time limit of one test\n"
+fn run_section() -> String {
+    let cpus = std::thread::available_parallelism().map_or(4, usize::from);
+    format!(
+        "[offload]\n\
+         max_parallel = {cpus:<10} # the most tests (sandboxes) at once; here: this machine's CPUs\n\
+         # test_timeout_secs = 900 # the time limit of one test\n"
+    )
+}
+
+/// What `cargo offload` does without a file, so that a new file changes nothing.
+fn target_sections() -> String {
+    "[report]\n\
+     output_dir = \"target/offload\"\n\
+     \n\
+     [history]                 # lets long tests start first\n\
+     record_history = \"always\"\n\
+     path = \"target/offload/history.jsonl\"\n\n"
+        .to_owned()
 }
 
 fn provider_section(provider: &str) -> anyhow::Result<&'static str> {
@@ -88,6 +109,12 @@ fn framework_section(framework: &str) -> anyhow::Result<&'static str> {
 
 fn groups_section(framework: &str) -> String {
     let filters = match framework {
+        "default" => {
+            return "[groups.all]\n\
+                    # Without a result file, the exit code of a command is all that is known of its tests.\n\
+                    schedule_individual = true\n"
+                .to_owned();
+        }
         "pytest" => "-m 'not slow'",
         _ => "",
     };
