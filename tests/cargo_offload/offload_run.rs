@@ -222,3 +222,13 @@ fn init_writes_a_file_that_works_at_once() {
     begin(&["--lib"]);
     assert!(dir.path().join("target/offload/junit.xml").exists());
 }
+
+#[test]
+fn the_configuration_that_the_page_on_providers_begins_with() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROVIDERS.md")).unwrap();
+    let examples: Vec<_> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let config = examples.iter().find(|example| example.contains("@tempdir_sandbox.sh")).unwrap();
+    let files = [("offload.toml", *config), ("tests/a b.sh", "exit 0\n"), ("tests/bad.sh", "exit 1\n")];
+    let dir = project(&files);
+    run(dir.path(), &["run"]).exits(1).says("1 passed, 1 failed");
+}
