@@ -206,9 +206,7 @@ fn simulate(row: &Row) -> Figures {
         scheduler.add_test(TestSpec {
             suite: index / 50,
             expected: row.known.then_some(duration),
-            retries: 0,
-            alone: false,
-            provisional: false,
+            ..TestSpec::default()
         });
     }
     scheduler.discovery_finished();
