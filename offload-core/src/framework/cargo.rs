@@ -21,7 +21,7 @@ mod select;
 mod toolchain;
 mod unit;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -42,7 +42,7 @@ pub struct CargoFramework {
     isolation: Isolation,
     options: CargoOptions,
     gate: Arc<BuildGate>,
-    /// The repository's root, once a discovery has found it.
+    /// The repository's root, as soon as a discovery has found it.
     repository: OnceLock<PathBuf>,
 }
 
@@ -111,11 +111,12 @@ impl TestFramework for CargoFramework {
                 path.display()
             )));
         }
-        let found = discover::discover(&self.options, &self.gate, &sink).await?;
-        let root = found.workspace_root;
-        let repository = root.ancestors().find(|dir| dir.join(".git").exists()).unwrap_or(&root).to_owned();
-        let _ = self.repository.set(repository);
-        Ok(())
+        // Tests run before discovery ends, and how they are run depends on where the repository is.
+        let note_root = |root: &Path| {
+            let repository = root.ancestors().find(|dir| dir.join(".git").exists()).unwrap_or(root);
+            let _ = self.repository.set(repository.to_owned());
+        };
+        discover::discover(&self.options, &self.gate, &sink, note_root).await
     }
 
     fn execution(&self) -> Execution {

@@ -30,18 +30,13 @@ use crate::worker::{Harness, Unit};
 /// Test binaries that are listed at once, doctests that are looked for at once.
 const LISTED_AT_ONCE: usize = 4;
 
-/// What a discovery tells the framework that outlives it.
-pub(super) struct Found {
-    /// Where the workspace is.
-    pub(super) workspace_root: PathBuf,
-}
-
-/// Runs one discovery.
+/// Runs one discovery. `note_root` hears where the workspace is before the first test is found.
 pub(super) async fn discover(
     options: &CargoOptions,
     gate: &Arc<BuildGate>,
     sink: &DiscoverySink,
-) -> FrameworkResult<Found> {
+    note_root: impl FnOnce(&Path),
+) -> FrameworkResult<()> {
     let selection = Selection::new(options)?;
     let dir = options.working_dir()?;
     let config = load_config(&dir)?;
@@ -63,6 +58,7 @@ pub(super) async fn discover(
     sink.send(Discovered::BuildStarted);
     let build = start_build(&dir, &first_pass_args(options), &guard)?;
     let metadata = read_metadata(options, &dir, true).await?;
+    note_root(metadata.workspace_root.as_std_path());
     let output_dir = if options.output_dir.as_os_str().is_empty() {
         metadata.target_directory.join("offload").into_std_path_buf()
     } else {
@@ -117,7 +113,7 @@ pub(super) async fn discover(
                 .to_owned(),
         ));
     }
-    Ok(Found { workspace_root: discovery.metadata.workspace_root.into_std_path_buf() })
+    Ok(())
 }
 
 const MESSAGES: &str = "--message-format=json-render-diagnostics";
