@@ -203,6 +203,21 @@ async fn every_kind_of_target_is_found_under_its_name() {
 type Dump = (String, String, BTreeSet<String>);
 
 /// The entry without the library directories that contain `part`.
+#[tokio::test]
+async fn benches_bring_what_can_be_benchmarked() {
+    let ws = Workspace::new(&["pkg"]);
+    ws.package("pkg", "[[test]]\nname = \"both\"\nbench = true\n[[bin]]\nname = \"never\"\nbench = false\n")
+        .write("pkg/src/lib.rs", "#[test] fn t() {}")
+        .write("pkg/src/main.rs", "fn main() {}\n#[test] fn t() {}")
+        .write("pkg/src/bin/never.rs", "fn main() {}\n#[test] fn t() {}")
+        .write("pkg/tests/both.rs", "#[test] fn t() {}")
+        .write("pkg/tests/other.rs", "#[test] fn t() {}")
+        .write("pkg/benches/speed.rs", "#[test] fn t() {}");
+    let found = ws.discover(CargoOptions { benches: true, ..ws.options() }).await;
+    let expected = ["pkg t", "pkg::bin/pkg t", "pkg::both t", "pkg::bench/speed t"];
+    assert_eq!(found.ids(), BTreeSet::from(expected), "{found:#?}");
+}
+
 fn without(entry: &str, part: &str) -> String {
     match entry.strip_prefix("LD_LIBRARY_PATH=") {
         Some(path) => path.split(':').filter(|dir| !dir.contains(part)).collect::<Vec<_>>().join(":"),

@@ -303,7 +303,7 @@ impl Discovery<'_> {
                         self.sink.send(Discovered::BuildOutput(line));
                     }
                     match *message {
-                        Message::CompilerArtifact(artifact) => self.artifact(artifact).await?,
+                        Message::CompilerArtifact(artifact) => self.artifact(artifact, again).await?,
                         Message::BuildScriptExecuted(script) => self.facts.add_script(script),
                         Message::BuildFinished(end) => finished = Some(end.success),
                         Message::CompilerMessage(message) if again => {
@@ -347,7 +347,7 @@ impl Discovery<'_> {
         }
     }
 
-    /// Whether the options select the tests of a target.
+    /// Whether the options select the tests of a target. In the first pass Cargo has decided that.
     fn selects_tests_of(&self, target: &Target) -> bool {
         let options = self.options;
         if options.doc {
@@ -361,13 +361,13 @@ impl Discovery<'_> {
             Some(TargetKind::Test) => tests || options.test.contains(&target.name),
             Some(TargetKind::Example) => tests || options.examples || options.example.contains(&target.name),
             Some(TargetKind::Bench) => tests || options.benches || options.bench.contains(&target.name),
-            Some(TargetKind::Bin) => tests || options.bins || options.bin.contains(&target.name),
-            // `--benches` takes libraries and binaries with `bench = true` along; Cargo has decided that.
+            Some(TargetKind::Bin) => tests || options.bins || options.benches || options.bin.contains(&target.name),
+            // `--benches` takes libraries and binaries with `bench = true` along, which is the default.
             _ => tests || options.lib || options.benches,
         }
     }
 
-    async fn artifact(&mut self, artifact: Artifact) -> FrameworkResult<()> {
+    async fn artifact(&mut self, artifact: Artifact, again: bool) -> FrameworkResult<()> {
         if let Some(library) = Library::of(&artifact) {
             self.libraries.insert(artifact.package_id.clone(), library);
         }
@@ -379,7 +379,7 @@ impl Discovery<'_> {
         }
         let Some(executable) = artifact.executable.clone() else { return Ok(()) };
         let executable = executable.into_std_path_buf();
-        if !self.selects_tests_of(&artifact.target) || !self.seen.insert(executable.clone()) {
+        if (again && !self.selects_tests_of(&artifact.target)) || !self.seen.insert(executable.clone()) {
             return Ok(());
         }
         let Some(package) = self.package(&artifact.package_id).await? else {
