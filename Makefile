@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := target/venv
 OFFLOAD := $(CURDIR)/target/release/cargo-offload
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test wheel lint bench clean
 
 # Builds Offload and runs it on examples/: passing, failing, flaky and skipped tests in view.
 demo:
@@ -18,6 +18,15 @@ demo:
 # Everything that can be tested on this machine. Python tests use an environment of their own under target/.
 test: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CARGO) test --workspace --locked --no-fail-fast
+	$(MAKE) wheel
+	$(VENV)/bin/python -m pytest python/tests
+
+# Builds the wheel without optimisation and installs it into the environment of the tests.
+wheel: $(VENV)/ready
+	rm -rf target/wheels/test
+	$(VENV)/bin/maturin build --quiet --locked --profile dev --interpreter $(VENV)/bin/python --out target/wheels/test
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
+		target/wheels/test/*.whl
 
 $(VENV)/ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,10 +34,13 @@ $(VENV)/ready: tests/requirements.txt
 	touch $@
 
 lint: export RUSTDOCFLAGS = -D warnings
-lint:
+lint: $(VENV)/ready
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) doc --workspace --no-deps --locked --quiet
+	$(VENV)/bin/ruff check python
+	$(VENV)/bin/ruff format --check python
+	$(VENV)/bin/mypy
 
 # Side by side with the tools that people use instead; prints a table of ratios. Installs those that are missing
 # under target/bench.

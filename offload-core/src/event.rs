@@ -26,6 +26,33 @@ pub struct TestInfo {
     /// The configured group; empty without groups.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub group: Arc<str>,
+    /// The line of its suite's file on which it begins, from 0, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// Its number among the tests to be run, in the order in which they were found: what tells tests of the same id
+    /// apart. It means nothing outside this process.
+    #[serde(skip)]
+    pub number: u32,
+}
+
+/// Something that only those who know the framework can use: a warning in the form in which its own plugins take it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NativeEvent {
+    /// What it is, in the framework's terms.
+    pub kind: &'static str,
+    /// Where it happened, if in a sandbox.
+    pub sandbox: Option<Arc<str>>,
+    /// Which test it belongs to, if any.
+    pub test: Option<Arc<TestInfo>>,
+    /// What there is to say, as JSON.
+    pub data: Arc<str>,
+}
+
+impl NativeEvent {
+    /// An event that belongs to no sandbox and no test.
+    pub fn new(kind: &'static str, data: impl Into<Arc<str>>) -> Self {
+        Self { kind, sandbox: None, test: None, data: data.into() }
+    }
 }
 
 /// A [`RunEvent`] with the time at which it happened.
@@ -171,6 +198,9 @@ pub enum RunEvent {
         /// A whole sentence or more: what was done, to what, what happened, what to do.
         text: String,
     },
+    /// Something that only those who know the framework can use. It has no serialised form.
+    #[serde(skip)]
+    Native(NativeEvent),
     /// The run is being ended early.
     Stopping {
         /// Why.

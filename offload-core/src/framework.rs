@@ -19,7 +19,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::event::NativeEvent;
 use crate::provider::{Command, ExecOutput};
+use crate::worker::pytest::PytestHost;
 use crate::worker::{StartGate, Unit};
 
 /// What can go wrong while a framework finds tests or reads results.
@@ -107,6 +109,21 @@ pub struct TestRecord {
     pub provisional: bool,
     /// The test's own time limit; `None`: the run's.
     pub timeout: Option<Duration>,
+    /// The line of its suite's file on which it begins, from 0, where that is known.
+    pub line: Option<u32>,
+    /// Where the workers that collected the tests of a suite themselves find this one.
+    pub address: Option<Address>,
+}
+
+/// Where a worker finds a test that workers, not this process, collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The file, as the workers number them.
+    pub unit: u32,
+    /// The test's number within the file.
+    pub ordinal: u32,
+    /// The number of the sandbox whose worker has collected it already: running it there saves collecting it again.
+    pub home: Option<u32>,
 }
 
 impl TestRecord {
@@ -122,6 +139,8 @@ impl TestRecord {
             skipped: None,
             provisional: false,
             timeout: None,
+            line: None,
+            address: None,
         }
     }
 }
@@ -192,6 +211,13 @@ pub struct TestResult {
     /// The test left processes behind that still held its output.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaky: bool,
+    /// How long set-up, call and tear-down took, where the framework tells them apart.
+    #[serde(skip)]
+    pub phases: Option<[Duration; 3]>,
+    /// The result as the framework itself writes it down, for those who know the framework: JSON. It may be large and
+    /// repeats what is above, so it has no place in serialised forms.
+    #[serde(skip)]
+    pub native: Option<Arc<str>>,
 }
 
 impl TestResult {
@@ -205,6 +231,8 @@ impl TestResult {
             stdout: Captured::default(),
             stderr: Captured::default(),
             leaky: false,
+            phases: None,
+            native: None,
         }
     }
 
@@ -236,6 +264,8 @@ pub enum Discovered {
     Warning(String),
     /// Some tests could not be discovered (a target does not compile). What was found runs; the run's exit code is 3.
     Problem(String),
+    /// Something that only those who know the framework can use.
+    Native(NativeEvent),
 }
 
 /// Where discovery puts what it finds. Cheap to clone.
@@ -262,6 +292,8 @@ pub enum Execution {
     Commands,
     /// The libtest worker runs the [units](Unit) that discovery gave.
     Libtest(LibtestExecution),
+    /// Workers that are forks of a template process run the tests that they collected.
+    Pytest(Arc<PytestHost>),
 }
 
 /// How the libtest worker executes tests.
@@ -340,6 +372,10 @@ pub trait TestFramework: Send + Sync {
     fn max_batch(&self) -> usize {
         200
     }
+
+    /// Ends what discovery left running for the sake of the tests. Called once, when the run is over and its sandboxes
+    /// are destroyed; `now`: without waiting for anything.
+    async fn finish(&self, _now: bool) {}
 }
 
 #[async_trait]
@@ -375,5 +411,9 @@ impl<T: TestFramework + ?Sized> TestFramework for Arc<T> {
 
     fn max_batch(&self) -> usize {
         (**self).max_batch()
+    }
+
+    async fn finish(&self, now: bool) {
+        (**self).finish(now).await;
     }
 }

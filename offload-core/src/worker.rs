@@ -9,6 +9,7 @@
 
 pub mod framing;
 pub mod libtest;
+pub mod pytest;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -83,7 +83,7 @@ impl Found {
                 Discovered::Warning(warning) => found.warnings.push(warning),
                 Discovered::Problem(problem) => found.problems.push(problem),
                 Discovered::BuildFinished { success, .. } => found.built = Some(success),
-                Discovered::BuildStarted => {}
+                Discovered::BuildStarted | Discovered::Native(_) => {}
             }
         }
         found

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
+#[path = "support/python.rs"]
+mod python;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command as Process;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,34 +21,7 @@ use offload_core::framework::{
 use offload_core::provider::default::DefaultProvider;
 use offload_core::provider::local::LocalProvider;
 use offload_core::provider::{SandboxProvider, SandboxRequest};
-
-/// A Python that has pytest, pytest-xdist and pytest-rerunfailures: made once, below the target directory.
-fn python() -> PathBuf {
-    let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let lock = fs::File::create(base.join("pytest-venv.lock")).unwrap();
-    lock.lock().unwrap();
-    let venv = base.join("pytest-venv");
-    let python = venv.join("bin/python");
-    if !venv.join("complete").exists() {
-        let _ = fs::remove_dir_all(&venv);
-        let run = |command: &mut Process| {
-            let output = command.output().unwrap();
-            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        run(Process::new("python3").args(["-m", "venv"]).arg(&venv));
-        run(Process::new(&python).args([
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "pytest",
-            "pytest-xdist",
-            "pytest-rerunfailures",
-        ]));
-        fs::write(venv.join("complete"), "").unwrap();
-    }
-    python
-}
+use python::python;
 
 /// A project in a directory whose name is hard on shells.
 struct Project(tempfile::TempDir);

@@ -472,16 +472,23 @@ fn millis(range: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
 }
 
 fn test_plan() -> impl Strategy<Value = TestPlan> {
-    let spec =
-        (0..5u32, prop::option::of(millis(0..3000)), 0..3u32, prop::bool::weighted(0.1), prop::bool::weighted(0.3))
-            .prop_map(|(suite, expected, retries, alone, provisional)| TestSpec {
-                suite,
-                expected,
-                retries,
-                alone,
-                together: suite == 4,
-                provisional,
-            });
+    let spec = (
+        0..5u32,
+        prop::option::of(millis(0..3000)),
+        0..3u32,
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.3),
+        prop::option::of(0..6u32),
+    )
+        .prop_map(|(suite, expected, retries, alone, provisional, home)| TestSpec {
+            suite,
+            expected,
+            retries,
+            alone,
+            together: suite == 4,
+            provisional,
+            home: home.map(SandboxIndex),
+        });
     let failures = prop::collection::vec(prop::bool::weighted(0.4), 0..4);
     (spec, millis(0..5000), millis(0..4000), failures, prop::bool::weighted(0.02), prop::bool::weighted(0.1)).prop_map(
         |(spec, duration, found, failures, poison, silent)| TestPlan {

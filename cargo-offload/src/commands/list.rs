@@ -76,7 +76,10 @@ async fn discover(framework: &dyn TestFramework, quiet: bool) -> anyhow::Result<
             problems = true;
             eprintln!("error: {text}");
         }
-        Discovered::BuildOutput(_) | Discovered::BuildStarted | Discovered::BuildFinished { .. } => {}
+        Discovered::BuildOutput(_)
+        | Discovered::BuildStarted
+        | Discovered::BuildFinished { .. }
+        | Discovered::Native(_) => {}
     };
     loop {
         tokio::select! {

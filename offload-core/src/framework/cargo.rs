@@ -81,7 +81,7 @@ impl TestFramework for CargoFramework {
                     return Err(FrameworkError::Discovery(output.join("\n")));
                 }
                 Discovered::Warning(warning) => tracing::warn!("{warning}"),
-                Discovered::BuildStarted | Discovered::BuildFinished { .. } => {}
+                Discovered::BuildStarted | Discovered::BuildFinished { .. } | Discovered::Native(_) => {}
             }
         }
         Ok(tests)

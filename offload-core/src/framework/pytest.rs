@@ -7,9 +7,12 @@
 //! - `command` writes the shell script that runs pytest with the plugin,
 //! - `results` reads what the plugin wrote,
 //! - here is what is found and remembered in between.
+//!
+//! On this machine there is a quicker way, and one that keeps all that pytest and its plugins can do: `workers`.
 
 mod command;
 mod results;
+mod workers;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -29,6 +32,8 @@ use super::{
 use crate::config::{GroupConfig, PytestFrameworkConfig};
 use crate::connector::{Connector as _, RunOptions, ShellConnector, describe_exit, tail_of};
 use crate::provider::{Command, ExecOutput};
+
+pub use workers::PytestWorkers;
 
 /// How many lines of pytest's own output an error shows.
 const TAIL_LINES: usize = 60;

@@ -16,7 +16,7 @@ use super::scheduler::{
 };
 use super::settle::count;
 use super::{Orchestrator, OrchestratorError};
-use crate::event::{Attempt, FORMAT_VERSION, FinishedTest, RunEvent, StopReason, TestInfo, TimedEvent};
+use crate::event::{Attempt, FORMAT_VERSION, FinishedTest, NativeEvent, RunEvent, StopReason, TestInfo, TimedEvent};
 use crate::framework::{
     Discovered, Execution, FrameworkResult, Isolation, TestInstance, TestOutcome, TestRecord, TestResult,
 };
@@ -105,6 +105,7 @@ impl<'a> Dispatcher<'a> {
         let execution = orchestrator.framework.execution();
         let feed = match &execution {
             Execution::Libtest(libtest) if libtest.isolation == Isolation::Process => Feed::Stream,
+            Execution::Pytest(_) => Feed::Stream,
             Execution::Libtest(_) => Feed::Batches { max: 10_000, one_suite: true },
             Execution::Commands => Feed::Batches { max: orchestrator.framework.max_batch().max(1), one_suite: false },
         };
@@ -201,7 +202,7 @@ impl<'a> Dispatcher<'a> {
                 self.scheduler.discovery_finished();
             }
         }
-        self.end().await;
+        self.end(&mut cancel, &mut discovered).await;
         Ok(self.result)
     }
 
@@ -255,6 +256,7 @@ impl<'a> Dispatcher<'a> {
             }
             Discovered::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             Discovered::Problem(text) => self.problem(text),
+            Discovered::Native(event) => drop(self.emit(RunEvent::Native(event))),
         }
     }
 
@@ -266,6 +268,9 @@ impl<'a> Dispatcher<'a> {
                 name: record.name.clone(),
                 suite: record.suite.id.clone(),
                 group: Arc::clone(&record.group),
+                line: record.line,
+                // As the scheduler numbers them.
+                number: u32::try_from(self.tests.len()).unwrap_or(u32::MAX),
             });
             if let Some(reason) = &record.skipped {
                 skipped.push(FinishedTest::without_result(info, TestOutcome::Skipped, Vec::new(), &**reason));
@@ -288,6 +293,7 @@ impl<'a> Dispatcher<'a> {
                 alone: record.schedule_individual,
                 together: record.suite.unit.as_ref().is_some_and(|unit| unit.harness == Harness::Doctest),
                 provisional: record.provisional,
+                home: record.address.and_then(|address| address.home).map(SandboxIndex),
             });
             self.tests.push(Test { record: Arc::new(record), info, unit, attempts: Vec::new(), settled: false });
         }
@@ -342,9 +348,9 @@ impl<'a> Dispatcher<'a> {
             Ok(sandbox) => {
                 let sandbox: Arc<dyn Sandbox> = Arc::from(sandbox);
                 let round_trip = if sandbox.host_slot().is_some() { LOCAL_ROUND_TRIP } else { REMOTE_ROUND_TRIP };
-                let id: Arc<str> = Arc::from(sandbox.id());
                 match TestRunner::start(index, sandbox, &self.context) {
                     Ok(runner) => {
+                        let id = runner.id();
                         if let Some(place) = self.places.get_mut(&index) {
                             place.id = Arc::clone(&id);
                             place.runner = Some(runner);
@@ -369,6 +375,12 @@ impl<'a> Dispatcher<'a> {
     fn on_report(&mut self, index: SandboxIndex, report: Report) {
         match report {
             Report::Lost(reason) => self.lose(index, reason),
+            Report::Native(key, event) => self.on_native(index, key, event),
+            Report::Renamed(id) => {
+                if let Some(place) = self.places.get_mut(&index) {
+                    place.id = id;
+                }
+            }
             Report::Message(Message::Started { key }) => self.on_started(index, key),
             Report::Message(Message::Finished { key, result }) => self.on_finished(index, key, *result),
             Report::Message(Message::TakenBack { tests }) => {
@@ -390,6 +402,12 @@ impl<'a> Dispatcher<'a> {
             Report::Message(Message::Bye { reason: Some(reason) }) => self.lose(index, reason),
             Report::Message(Message::Ready { .. } | Message::Alive | Message::Bye { reason: None }) => {}
         }
+    }
+
+    fn on_native(&mut self, index: SandboxIndex, key: Option<TestKey>, mut event: NativeEvent) {
+        event.sandbox = event.sandbox.or_else(|| self.places.get(&index).map(|place| Arc::clone(&place.id)));
+        event.test = key.and_then(|key| self.tests.get(key as usize)).map(|test| Arc::clone(&test.info));
+        self.emit(RunEvent::Native(event));
     }
 
     fn on_started(&mut self, index: SandboxIndex, key: TestKey) {
@@ -669,7 +687,12 @@ impl<'a> Dispatcher<'a> {
 
     // The end.
 
-    async fn end(&mut self) {
+    async fn end(
+        &mut self,
+        cancel: &mut watch::Receiver<Urgency>,
+        discovered: &mut mpsc::UnboundedReceiver<Discovered>,
+    ) {
+        let mut now = self.give_up_at.is_some();
         for index in self.places.keys().copied().collect::<Vec<_>>() {
             if self.places[&index].runner.is_some() {
                 self.release(index);
@@ -693,11 +716,26 @@ impl<'a> Dispatcher<'a> {
                     Fact::Created(_, Err(_), _) => self.creating -= 1,
                     fact => self.on_fact(fact),
                 },
+                // Tests have their outcomes; what their tearing down has to say still counts.
+                Some((sandbox, report)) = self.report_inbox.recv() => self.on_late_report(sandbox, report),
+                urgency = urged(cancel) => if urgency == Urgency::Now {
+                    now = true;
+                    break;
+                },
                 () = &mut patience => {
                     let text = "Some sandboxes could not be destroyed in time and may be left behind.".to_owned();
                     self.emit(RunEvent::Warning { text });
                     break;
                 }
+            }
+        }
+        self.orchestrator.framework.finish(now).await;
+        while let Ok((sandbox, report)) = self.report_inbox.try_recv() {
+            self.on_late_report(sandbox, report);
+        }
+        while let Ok(found) = discovered.try_recv() {
+            if let Discovered::Native(event) = found {
+                self.emit(RunEvent::Native(event));
             }
         }
         self.settle_the_rest();
@@ -711,6 +749,12 @@ impl<'a> Dispatcher<'a> {
         }
         if !self.result.report_errors.is_empty() && self.result.summary.exit_code != 130 {
             self.result.summary.exit_code = 3;
+        }
+    }
+
+    fn on_late_report(&mut self, index: SandboxIndex, report: Report) {
+        if let Report::Native(key, event) = report {
+            self.on_native(index, key, event);
         }
     }
 

@@ -13,9 +13,11 @@ use tokio::sync::mpsc;
 use super::batch;
 use super::scheduler::SandboxIndex;
 use crate::connector::next_event;
+use crate::event::NativeEvent;
 use crate::framework::{Execution, TestFramework, TestInstance, TestOutcome, TestResult};
 use crate::provider::{HostSlot, ProviderResult, Sandbox};
 use crate::worker::libtest::{LibtestOptions, LibtestWorker};
+use crate::worker::pytest::{PytestItem, PytestWorker, Said};
 use crate::worker::{Message, Request, RunItem, TestKey, UnitKey};
 
 /// What a runner tells the dispatcher.
@@ -25,6 +27,10 @@ pub(super) enum Report {
     Message(Message),
     /// The sandbox broke.
     Lost(String),
+    /// Something of the framework's own, about a test or none.
+    Native(Option<TestKey>, NativeEvent),
+    /// What executes the tests was replaced, and the sandbox is called otherwise from now on.
+    Renamed(Arc<str>),
 }
 
 /// A test on its way to a sandbox.
@@ -59,6 +65,7 @@ pub struct TestRunner {
 
 enum Executor {
     Worker { worker: LibtestWorker, defined: HashSet<UnitKey> },
+    Pytest { id: Arc<str>, worker: PytestWorker },
     Commands { orders: mpsc::UnboundedSender<Order>, task: tokio::task::JoinHandle<()> },
 }
 
@@ -93,6 +100,19 @@ impl TestRunner {
                 })?;
                 Executor::Worker { worker, defined: HashSet::new() }
             }
+            (Execution::Pytest(host), _) => {
+                let reports = context.reports.clone();
+                let (id, worker) = PytestWorker::start(host, index.0, move |said| {
+                    let report = match said {
+                        Said::Message(message) => Report::Message(message),
+                        Said::Native(key, event) => Report::Native(key, event),
+                        Said::Replaced(id) => Report::Renamed(id),
+                        Said::Lost(reason) => Report::Lost(reason),
+                    };
+                    let _ = reports.send((index, report));
+                });
+                Executor::Pytest { id, worker }
+            }
             _ => {
                 let (orders, inbox) = mpsc::unbounded_channel();
                 let task = tokio::spawn(run_commands(index, Arc::clone(&sandbox), context.clone(), inbox));
@@ -100,6 +120,15 @@ impl TestRunner {
             }
         };
         Ok(Self { sandbox, executor, timeout: context.timeout, reports: context.reports.clone(), index })
+    }
+
+    /// What reports call the sandbox.
+    pub(super) fn id(&self) -> Arc<str> {
+        match &self.executor {
+            // Their own names are what tests and plugins know.
+            Executor::Pytest { id, .. } => Arc::clone(id),
+            _ => Arc::from(self.sandbox.id()),
+        }
     }
 
     /// Appends tests to the sandbox's queue.
@@ -114,10 +143,7 @@ impl TestRunner {
                 for job in jobs {
                     let record = &job.instance.record;
                     let (Some(unit), Some(key)) = (&record.suite.unit, job.unit) else {
-                        let result = TestResult::new(TestOutcome::Error, Duration::ZERO)
-                            .with_message("the framework said nothing about how to run this test");
-                        let message = Message::Finished { key: job.key, result: Box::new(result) };
-                        let _ = self.reports.send((self.index, Report::Message(message)));
+                        refuse(&self.reports, self.index, job.key);
                         continue;
                     };
                     if defined.insert(key) {
@@ -135,6 +161,24 @@ impl TestRunner {
                 }
                 worker.send(Request::Run { tests: items });
             }
+            Executor::Pytest { worker, .. } => {
+                let mut tests = Vec::with_capacity(jobs.len());
+                for job in jobs {
+                    let record = &job.instance.record;
+                    let Some(address) = record.address else {
+                        refuse(&self.reports, self.index, job.key);
+                        continue;
+                    };
+                    tests.push(PytestItem {
+                        key: job.key,
+                        unit: address.unit,
+                        ordinal: address.ordinal,
+                        attempt: job.instance.attempt,
+                        timeout: record.timeout.unwrap_or(self.timeout),
+                    });
+                }
+                worker.run(tests);
+            }
         }
     }
 
@@ -142,6 +186,7 @@ impl TestRunner {
     pub(super) fn take_back(&self, tests: Vec<TestKey>) {
         match &self.executor {
             Executor::Worker { worker, .. } => worker.send(Request::TakeBack { tests }),
+            Executor::Pytest { worker, .. } => worker.take_back(tests),
             // A batch is one command: all of it has started.
             Executor::Commands { .. } => {
                 let _ = self.reports.send((self.index, Report::Message(Message::TakenBack { tests: Vec::new() })));
@@ -153,6 +198,7 @@ impl TestRunner {
     pub(super) fn cancel(&self, tests: Vec<TestKey>) {
         match &self.executor {
             Executor::Worker { worker, .. } => worker.send(Request::Cancel { tests }),
+            Executor::Pytest { worker, .. } => worker.cancel(tests),
             Executor::Commands { orders, .. } => {
                 let _ = orders.send(Order::Cancel);
             }
@@ -163,6 +209,7 @@ impl TestRunner {
     pub(super) fn kill(&self) {
         match &self.executor {
             Executor::Worker { worker, .. } => worker.kill(),
+            Executor::Pytest { worker, .. } => worker.kill(),
             Executor::Commands { orders, .. } => {
                 let _ = orders.send(Order::Cancel);
             }
@@ -177,6 +224,7 @@ impl TestRunner {
                 worker.send(Request::Shutdown);
                 drop(worker);
             }
+            Executor::Pytest { worker, .. } => worker.finish().await,
             Executor::Commands { orders, task } => {
                 drop(orders);
                 if let Err(error) = task.await {
@@ -186,6 +234,14 @@ impl TestRunner {
         }
         sandbox.terminate().await
     }
+}
+
+/// Answers for a test that no worker can make anything of.
+fn refuse(reports: &mpsc::UnboundedSender<(SandboxIndex, Report)>, index: SandboxIndex, key: TestKey) {
+    let result = TestResult::new(TestOutcome::Error, Duration::ZERO)
+        .with_message("the framework said nothing about how to run this test");
+    let message = Message::Finished { key, result: Box::new(result) };
+    let _ = reports.send((index, Report::Message(message)));
 }
 
 /// Runs batches, one after the other, until nobody gives orders any more or the sandbox breaks.

@@ -49,6 +49,9 @@ pub struct TestSpec {
     pub together: bool,
     /// A failure before discovery has ended does not count and is run again after it.
     pub provisional: bool,
+    /// The sandbox that should have its suite if that costs nothing, because something is prepared there. Sandboxes are
+    /// numbered from 0 as they are created, so this can be known before. The first test of a suite decides.
+    pub home: Option<SandboxIndex>,
 }
 
 /// How the scheduler is to behave.
@@ -240,7 +243,8 @@ impl Scheduler {
     pub fn add_test(&mut self, spec: TestSpec) -> TestIndex {
         // Four billion tests do not fit into memory.
         let index = self.tests.len() as u32;
-        let suite = self.queue.suite(spec.suite, spec.together);
+        let home = spec.home.map_or(NONE, |home| home.0);
+        let suite = self.queue.suite(spec.suite, spec.together, home);
         let test = Test::new(suite, &spec);
         self.unsettled += 1;
         match test.expected() {

@@ -41,6 +41,7 @@ impl FinishedTest {
             self.attempts = attempts;
         }
         for attempt in &mut self.attempts {
+            attempt.result.native = None;
             if !attempt.result.outcome.is_failure() {
                 attempt.result.stdout = Captured::default();
                 attempt.result.stderr = Captured::default();

@@ -46,7 +46,7 @@ impl<W: Write + Send> JsonReporter<W> {
 
 impl<W: Write + Send> Reporter for JsonReporter<W> {
     fn on_event(&mut self, event: &TimedEvent) {
-        if self.failure.is_some() {
+        if self.failure.is_some() || matches!(event.event, RunEvent::Native(_)) {
             return;
         }
         let mut buffer = std::mem::take(&mut self.buffer);

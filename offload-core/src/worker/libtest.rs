@@ -33,6 +33,7 @@ use super::{Message, Request, StartGate};
 use crate::framework::Isolation;
 
 pub(crate) use doctest::line_filters;
+pub(super) use outcome::{killed_by, timeout_message};
 pub use serve::{ServeOptions, serve, serve_stdio};
 
 /// How a worker executes tests.

@@ -17,6 +17,8 @@ pub fn test(suite: &str, name: &str) -> Arc<TestInfo> {
         name: name.to_owned(),
         suite: suite.to_owned(),
         group: Arc::from(""),
+        line: None,
+        number: 0,
     })
 }
 

@@ -149,13 +149,11 @@ fn interrupted(output: &ExecOutput) -> TestResult {
 impl Finished {
     fn into_result(self) -> TestResult {
         TestResult {
-            outcome: self.outcome,
-            duration: Duration::try_from_secs_f64(self.duration).unwrap_or_default(),
             message: self.message.filter(|text| !text.is_empty()),
             details: self.details.filter(|text| !text.is_empty()),
             stdout: self.stdout,
             stderr: self.stderr,
-            leaky: false,
+            ..TestResult::new(self.outcome, Duration::try_from_secs_f64(self.duration).unwrap_or_default())
         }
     }
 }

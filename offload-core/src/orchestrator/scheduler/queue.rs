@@ -1,7 +1,8 @@
 //! The central queue: which waiting test goes to a sandbox that asks for one.
 //!
 //! Two wishes compete. Neighbours should stay together, so a sandbox goes on in the suite it is in, and opens the suite
-//! with the most work left, one that nobody works on if there is one, when its own is exhausted. And no long test may
+//! with the most work left, one that nobody works on if there is one, when its own is exhausted; of those that have
+//! their home on it first. And no long test may
 //! be left to the end, so a test that lasts more than half of the expected rest of the run is taken first, wherever it
 //! belongs. As the rest gets shorter, the second rule takes over by itself: the end of a run is scheduled longest first.
 //!
@@ -80,6 +81,8 @@ struct Suite {
     together: bool,
     /// Sandboxes that are in this suite.
     sandboxes: u32,
+    /// The sandbox that should open it, or [`NONE`].
+    home: u32,
     rank: Option<Rank>,
 }
 
@@ -132,6 +135,8 @@ pub(super) struct Queue {
     numbers: HashMap<u32, u32>,
     suites: Vec<Suite>,
     ranking: BTreeSet<Rank>,
+    /// The same by the sandbox that is the home of a suite, for suites that have one.
+    homes: BTreeMap<u32, BTreeSet<Rank>>,
     /// Suites with ordinary tests of unknown duration.
     unknown_suites: BTreeSet<u32>,
     /// Ordinary tests by known duration. Those that have left the queue some other way are dropped when they come up.
@@ -149,8 +154,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// The number by which the queue knows a suite. `together` counts when it is new.
-    pub fn suite(&mut self, name: u32, together: bool) -> u32 {
+    /// The number by which the queue knows a suite. A new one gets the sandbox `home` as its home, and `together` counts.
+    pub fn suite(&mut self, name: u32, together: bool, home: u32) -> u32 {
         let suites = &mut self.suites;
         *self.numbers.entry(name).or_insert_with(|| {
             suites.push(Suite {
@@ -161,6 +166,7 @@ impl Queue {
                 known_work: 0,
                 together,
                 sandboxes: 0,
+                home,
                 rank: None,
             });
             // Tests are numbered in 32 bits, and each suite has one at least.
@@ -321,7 +327,8 @@ impl Queue {
         if here != NONE {
             return here;
         }
-        self.ranking.last().map_or(NONE, |rank| self.first_of(rank.suite.0))
+        let at_home = self.homes.get(&asker.sandbox).and_then(BTreeSet::last);
+        at_home.or(self.ranking.last()).map_or(NONE, |rank| self.first_of(rank.suite.0))
     }
 
     /// The first waiting test of a suite, or [`NONE`].
@@ -440,11 +447,18 @@ impl Queue {
             }
         });
         if rank != suite.rank {
-            if let Some(old) = suite.rank.take() {
-                self.ranking.remove(&old);
+            let old = std::mem::replace(&mut suite.rank, rank);
+            if let Some(old) = &old {
+                self.ranking.remove(old);
             }
-            suite.rank = rank;
             self.ranking.extend(rank);
+            if suite.home != NONE {
+                let neighbours = self.homes.entry(suite.home).or_default();
+                if let Some(old) = &old {
+                    neighbours.remove(old);
+                }
+                neighbours.extend(rank);
+            }
         }
     }
 }

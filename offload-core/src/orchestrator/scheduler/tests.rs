@@ -427,3 +427,25 @@ fn batches_are_of_one_suite_and_shrink_towards_the_end() {
     assert!(sizes.ends_with(&[1]) && sizes.len() < 20, "{sizes:?}");
     assert!(run.is_done());
 }
+
+#[test]
+fn a_sandbox_opens_suites_that_are_at_home_there_and_then_helps_with_others() {
+    let home = |suite| Some(SandboxIndex(u32::from(suite < 2)));
+    let specs = (0..40).map(|test| TestSpec { suite: test / 10, home: home(test / 10), ..lasting(50) });
+    let mut run = scheduler(config(2), specs);
+    assert_eq!(created(&mut run, 0), 2);
+    let mut order = Vec::new();
+    let mut next = ready(&mut run, 0, 0);
+    while !next.is_empty() {
+        for action in std::mem::take(&mut next) {
+            let Action::Assign { sandbox, tests } = action else { continue };
+            assert_eq!(sandbox, SandboxIndex(0), "there is no other yet");
+            for assignment in tests {
+                order.push(assignment.test.0 / 10);
+                next.extend(finish(&mut run, 0, assignment.test.0, Verdict::Passed, 0));
+            }
+        }
+    }
+    order.dedup();
+    assert_eq!(order, [2, 3, 0, 1]);
+}

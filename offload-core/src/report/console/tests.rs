@@ -114,7 +114,14 @@ impl Write for Screen {
 }
 
 fn info(id: &str) -> Arc<TestInfo> {
-    Arc::new(TestInfo { id: id.to_owned(), name: id.to_owned(), suite: "pkg".to_owned(), group: Arc::from("") })
+    Arc::new(TestInfo {
+        id: id.to_owned(),
+        name: id.to_owned(),
+        suite: "pkg".to_owned(),
+        group: Arc::from(""),
+        line: None,
+        number: 0,
+    })
 }
 
 fn at(millis: u64, event: RunEvent) -> TimedEvent {

@@ -17,7 +17,14 @@ const PAGE: &str = include_str!("../../../../docs/JSON.md");
 const SECOND: Duration = Duration::from_secs(1);
 
 fn sample_test() -> Arc<TestInfo> {
-    Arc::new(TestInfo { id: "s n".into(), name: "n".into(), suite: "s".into(), group: Arc::from("g") })
+    Arc::new(TestInfo {
+        id: "s n".into(),
+        name: "n".into(),
+        suite: "s".into(),
+        group: Arc::from("g"),
+        line: Some(1),
+        number: 0,
+    })
 }
 
 fn sample_attempt() -> Attempt {
@@ -30,6 +37,8 @@ fn sample_attempt() -> Attempt {
         stdout: output.clone(),
         stderr: output,
         leaky: true,
+        phases: None,
+        native: None,
     };
     Attempt { number: 1, sandbox: "local-0".into(), started_at: SECOND, result }
 }
@@ -79,7 +88,8 @@ fn after(event: &RunEvent) -> Option<RunEvent> {
         RunEvent::Warning { .. } => RunEvent::Problem { text },
         RunEvent::Problem { .. } => RunEvent::Stopping { reason: StopReason::MaxFail },
         RunEvent::Stopping { .. } => RunEvent::RunFinished { summary: sample_summary() },
-        RunEvent::RunFinished { .. } => return None,
+        // What only Python is told has no place in the JSON.
+        RunEvent::Native(_) | RunEvent::RunFinished { .. } => return None,
     })
 }
 

@@ -83,12 +83,17 @@ pub(super) fn crash_message(status: ExitStatus, stderr: &str) -> String {
     let Some(number) = status.signal() else {
         return exited_in_the_middle(status.code().unwrap_or(-1));
     };
-    let killed = match signal_name(number) {
-        Some(name) => format!("killed by signal {number} ({name})"),
-        None => format!("killed by signal {number}"),
-    };
+    let killed = killed_by(number);
     // The standard library's handler says so on a stack overflow, then raises SIGABRT.
     if stderr.contains("has overflowed its stack") { format!("stack overflow, {killed}") } else { killed }
+}
+
+/// What a signal did to a process, with its name.
+pub(in crate::worker) fn killed_by(number: i32) -> String {
+    match signal_name(number) {
+        Some(name) => format!("killed by signal {number} ({name})"),
+        None => format!("killed by signal {number}"),
+    }
 }
 
 fn exited_in_the_middle(code: i32) -> String {
@@ -100,7 +105,7 @@ fn exit_code(code: i32) -> String {
 }
 
 /// One line on a test that ran out of time.
-pub(super) fn timeout_message(limit: Duration) -> String {
+pub(in crate::worker) fn timeout_message(limit: Duration) -> String {
     format!("ran longer than its limit of {} s", limit.as_secs_f64())
 }
 

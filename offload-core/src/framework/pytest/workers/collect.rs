@@ -1,0 +1,310 @@
+//! Has files collected by workers, and puts what they found in order.
+//!
+//! One task per worker takes pieces off the common [`Shares`] until there are none left, and sees to the worker's
+//! replacement if it dies.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::share::Shares;
+use crate::event::NativeEvent;
+use crate::framework::{Address, Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestRecord};
+use crate::worker::pytest::{
+    Collected, FromTemplate, Incoming, LinkError, Outgoing, PytestHost, UnitLine, WorkerProcess,
+};
+
+/// How long after the end of its connection it takes at most to hear how a worker ended.
+const EXIT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What has been collected.
+pub(super) struct Collection<'a> {
+    host: &'a Arc<PytestHost>,
+    sink: &'a DiscoverySink,
+    /// By file, with the number of the sandbox whose worker has it.
+    units: BTreeMap<u32, (Collected, Option<u32>)>,
+    failures: usize,
+    /// What the template said of an error inside of pytest, as JSON.
+    internal_error: Option<Arc<str>>,
+}
+
+/// What the task of a worker tells.
+enum Found {
+    Tests(Collected, u32),
+    Report { report: Arc<str>, failed: bool },
+    Native(NativeEvent),
+}
+
+impl<'a> Collection<'a> {
+    pub fn new(host: &'a Arc<PytestHost>, sink: &'a DiscoverySink) -> Self {
+        Self { host, sink, units: BTreeMap::new(), failures: 0, internal_error: None }
+    }
+
+    /// Takes note of the tests of a file. `home`: the number of the sandbox whose worker has them.
+    pub fn add(&mut self, collected: Collected, home: Option<u32>) {
+        self.units.insert(collected.unit, (collected, home));
+    }
+
+    /// Takes note of something that could not be collected, or was skipped.
+    pub fn report(&mut self, report: Arc<str>, failed: bool) {
+        self.failures += usize::from(failed);
+        self.native("collect_report", report);
+    }
+
+    fn native(&self, kind: &'static str, data: impl Into<Arc<str>>) {
+        self.sink.send(Discovered::Native(NativeEvent::new(kind, data)));
+    }
+
+    fn found(&mut self, found: Found) {
+        match found {
+            Found::Tests(collected, slot) => self.add(collected, Some(slot)),
+            Found::Report { report, failed } => self.report(report, failed),
+            Found::Native(event) => drop(self.sink.send(Discovered::Native(event))),
+        }
+    }
+
+    /// Has workers collect `units`.
+    ///
+    /// # Errors
+    ///
+    /// When the template breaks, or workers cannot be had.
+    pub async fn share_out(
+        &mut self,
+        units: Vec<UnitLine>,
+        template: &mut mpsc::UnboundedReceiver<FromTemplate>,
+    ) -> FrameworkResult<()> {
+        let workers = self.host.options().workers.max(1).min(units.len());
+        let shares = Arc::new(Mutex::new(Shares::new(units.len(), workers)));
+        let units: Arc<[UnitLine]> = units.into();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        for slot in 0..workers {
+            let collector = Collector {
+                host: Arc::clone(self.host),
+                units: Arc::clone(&units),
+                shares: Arc::clone(&shares),
+                slot,
+                tell: tell.clone(),
+                pending: VecDeque::new(),
+                requests: 0,
+            };
+            tasks.spawn(collector.run());
+        }
+        drop(tell);
+        loop {
+            tokio::select! {
+                // Told before the tasks end, which is what ends the channel.
+                found = told.recv() => match found {
+                    Some(found) => self.found(found),
+                    None => break,
+                },
+                Some(said) = template.recv() => self.on_template(said)?,
+            }
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended
+                .map_err(|error| format!("collecting was interrupted: {error}"))
+                .flatten()
+                .map_err(FrameworkError::Discovery)?;
+        }
+        Ok(())
+    }
+
+    fn on_template(&mut self, said: FromTemplate) -> FrameworkResult<()> {
+        match said {
+            FromTemplate::Ended(text) => return Err(FrameworkError::Discovery(text)),
+            FromTemplate::Message(Incoming::Fatal { exit_code, text }) => return Err(self.fatal(exit_code, &text)),
+            FromTemplate::Message(Incoming::CollectReport { report, failed }) => self.report(report, failed),
+            FromTemplate::Message(Incoming::Native(kind, data)) => self.pass_on(kind, data),
+            FromTemplate::Message(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes note of something that the template says in pytest's own terms.
+    pub fn pass_on(&mut self, kind: &'static str, data: Arc<str>) {
+        if kind == "internal_error" {
+            self.internal_error = Some(Arc::clone(&data));
+        }
+        self.native(kind, data);
+    }
+
+    /// pytest itself ends the run.
+    pub fn fatal(&self, exit_code: i32, text: &str) -> FrameworkError {
+        self.native("fatal", serde_json::json!([exit_code, text]).to_string());
+        let internal = self.internal_error.as_deref().and_then(|error| serde_json::from_str::<String>(error).ok());
+        let why = if text.is_empty() { internal.unwrap_or_default() } else { text.to_owned() };
+        FrameworkError::Discovery(format!("pytest cannot run these tests (exit code {exit_code}):\n{why}"))
+    }
+
+    /// The tests, in the order in which plain pytest would have them.
+    ///
+    /// # Errors
+    ///
+    /// When something could not be collected and that is to end the run.
+    pub fn into_tests(mut self, despite_errors: bool) -> FrameworkResult<Vec<TestRecord>> {
+        for (collected, _) in self.units.values() {
+            if let Some(deselected) = collected.deselected.as_deref().filter(|list| list.get() != "[]") {
+                self.native("deselected", deselected.get());
+            }
+        }
+        let mut tests = Vec::new();
+        for (unit, (mut collected, home)) in std::mem::take(&mut self.units) {
+            collected.tests.sort_by_key(|test| test.ordinal);
+            let suite = Suite::new(collected.path);
+            for test in collected.tests {
+                tests.push(TestRecord {
+                    line: test.line.and_then(|line| u32::try_from(line).ok()),
+                    address: Some(Address { unit, ordinal: test.ordinal, home }),
+                    ..TestRecord::new(test.id.0, test.domain.0, Arc::clone(&suite))
+                });
+            }
+        }
+        self.sink.send(Discovered::Native(NativeEvent::new("collected", tests.len().to_string())));
+        match self.failures {
+            errors if errors > 0 && !despite_errors => {
+                self.native("collection_errors", errors.to_string());
+                Err(FrameworkError::Discovery(format!(
+                    "there were {errors} errors during collection, so no test was run; mend them, or run what there is \
+                     with --continue-on-collection-errors"
+                )))
+            }
+            _ => Ok(tests),
+        }
+    }
+}
+
+/// Collects with one worker after the other, usually one.
+struct Collector {
+    host: Arc<PytestHost>,
+    units: Arc<[UnitLine]>,
+    shares: Arc<Mutex<Shares>>,
+    /// The number of the sandbox that gets the worker.
+    slot: usize,
+    tell: mpsc::UnboundedSender<Found>,
+    /// Files that the worker was given and has not reported, oldest first.
+    pending: VecDeque<usize>,
+    /// Requests that it has not reported as done.
+    requests: usize,
+}
+
+impl Collector {
+    /// # Errors
+    ///
+    /// When no worker can be had.
+    async fn run(mut self) -> Result<(), String> {
+        loop {
+            let (id, forked) = self.host.fork();
+            let forked = forked.await;
+            let mut worker = forked.map_err(|_| format!("the worker {id} could not be forked")).flatten()?;
+            match self.collect(&mut worker).await {
+                Ok(()) => {
+                    // As many as there are sandboxes.
+                    self.host.put(self.slot as u32, worker);
+                    return Ok(());
+                }
+                Err(how) => {
+                    worker.kill();
+                    if let Some(file) = self.pending.pop_front() {
+                        self.blame(file, &id, &how);
+                    }
+                    self.requests = 0;
+                    if self.pending.is_empty() && self.next_piece().is_empty() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Collects until there is nothing left to collect.
+    ///
+    /// # Errors
+    ///
+    /// How the worker ended.
+    async fn collect(&mut self, worker: &mut WorkerProcess) -> Result<(), String> {
+        if !self.pending.is_empty() {
+            let files: Vec<usize> = self.pending.iter().copied().collect();
+            self.request(worker, &files);
+        }
+        loop {
+            // The next piece travels while the last file of this one is being collected.
+            if self.pending.len() <= 1 {
+                let piece = self.next_piece();
+                if !piece.is_empty() {
+                    self.request(worker, &piece);
+                }
+            }
+            if self.requests == 0 {
+                return Ok(());
+            }
+            let message = match worker.link.next().await {
+                Ok(Some(message)) => message,
+                other => return Err(how_it_ended(worker, other.err()).await),
+            };
+            match message {
+                Incoming::Collected(collected) => {
+                    let file = self.pending.iter().position(|&file| self.units[file].unit == collected.unit);
+                    if let Some(file) = file {
+                        self.pending.remove(file);
+                        self.tell(Found::Tests(collected, self.slot as u32));
+                    }
+                }
+                Incoming::CollectDone => self.requests = self.requests.saturating_sub(1),
+                Incoming::CollectReport { report, failed } => self.tell(Found::Report { report, failed }),
+                Incoming::Native(kind, data) => {
+                    let sandbox = Some(Arc::clone(&worker.id));
+                    self.tell(Found::Native(NativeEvent { sandbox, ..NativeEvent::new(kind, data) }));
+                }
+                Incoming::Log(text) => tracing::info!(sandbox = &*worker.id, "{text}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes further files off the shares.
+    fn next_piece(&mut self) -> Vec<usize> {
+        let piece = self.shares.lock().unwrap_or_else(PoisonError::into_inner).next(self.slot);
+        self.pending.extend(piece.clone());
+        piece.collect()
+    }
+
+    fn request(&mut self, worker: &mut WorkerProcess, files: &[usize]) {
+        let units: Vec<u32> = files.iter().map(|&file| self.units[file].unit).collect();
+        self.requests += 1;
+        worker.link.send(&Outgoing::Collect { units: &units });
+    }
+
+    fn tell(&self, found: Found) {
+        // Nobody listens any more when the run was ended.
+        let _ = self.tell.send(found);
+    }
+
+    /// A worker died while it collected a file: that is an error of the file.
+    fn blame(&self, file: usize, worker: &str, how: &str) {
+        let path = &self.units[file].path.0;
+        // As pytest serialises its collection reports.
+        let report = serde_json::json!({
+            "$report_type": "CollectReport",
+            "nodeid": path,
+            "outcome": "failed",
+            "longrepr": format!("the worker {worker} ended while it collected {path}: {how}"),
+            "result": null,
+            "sections": [],
+        });
+        self.tell(Found::Report { report: report.to_string().into(), failed: true });
+    }
+}
+
+async fn how_it_ended(worker: &mut WorkerProcess, error: Option<LinkError>) -> String {
+    if let Some(error) = error {
+        return error.to_string();
+    }
+    match tokio::time::timeout(EXIT_PATIENCE, &mut worker.exit).await {
+        Ok(Ok(exit)) => exit.to_string(),
+        _ => "it closed its connection".to_owned(),
+    }
+}

@@ -1,0 +1,40 @@
+//! The pytest workers of this machine: forks of one template process.
+//!
+//! A fresh Python, the template, configures pytest and finds the files with tests; its forks collect and run the tests.
+//! All of them are Python processes that speak newline-delimited JSON over a Unix socket in a private directory. Here
+//! is the side of this process:
+//!
+//! - `host` starts the template, takes in connections, has workers forked, and sees to it that nothing is left behind,
+//! - `serve` drives one worker for the sandbox that it stands for, and replaces it when it breaks,
+//! - `message` and `link` are what is said and how it travels, `output` is what is left in files.
+//!
+//! Collecting is the framework's business ([`PytestWorkers`](crate::framework::pytest::PytestWorkers)); which test runs
+//! where is the scheduler's. What the processes send is untrusted, although it is code of the user's own: a test may
+//! write to any descriptor.
+
+mod host;
+mod link;
+mod message;
+mod output;
+mod serve;
+
+use std::time::Duration;
+
+pub(crate) use host::{FromTemplate, WorkerProcess};
+pub use host::{PytestHost, PytestOptions};
+pub(crate) use link::LinkError;
+pub(crate) use message::{Collected, Incoming, Outgoing, UnitLine};
+pub(crate) use serve::{PytestWorker, Said};
+
+use super::TestKey;
+
+/// A test for a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PytestItem {
+    pub key: TestKey,
+    pub unit: u32,
+    pub ordinal: u32,
+    pub attempt: u32,
+    /// [`Duration::MAX`]: none.
+    pub timeout: Duration,
+}

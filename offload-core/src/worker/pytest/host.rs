@@ -1,0 +1,510 @@
+//! The template process and everything that comes of it.
+//!
+//! One task owns the template and the socket on which it and its forks connect. Others talk to it by messages; a worker
+//! that has connected belongs to whoever asked for it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::Permissions;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tempfile::TempDir;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::link::{Link, LinkError};
+use super::message::{Exit, Hello, Incoming, Outgoing, VERSION};
+use super::output;
+use super::serve::{PytestWorker, Said};
+use crate::event::NativeEvent;
+use crate::framework::{Discovered, DiscoverySink};
+
+/// How long a process that has connected may take to say who it is.
+const HELLO_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the template may take to end when it is told to.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long workers that ran no test may take to tear down what collecting set up.
+const DISMISSAL_PATIENCE: Duration = Duration::from_secs(10);
+/// The longest path that a Unix socket can have on all systems, in bytes.
+const LONGEST_SOCKET_PATH: usize = 100;
+/// How many lines of a process's own output an error shows.
+const TAIL_LINES: usize = 60;
+
+/// How the template is started.
+#[derive(Debug, Clone, Default)]
+pub struct PytestOptions {
+    /// The Python interpreter.
+    pub python: PathBuf,
+    /// The program that it runs: the worker, one Python file.
+    pub script: PathBuf,
+    /// The working directory.
+    pub cwd: PathBuf,
+    /// Environment on top of this process's own.
+    pub env: BTreeMap<String, String>,
+    /// The most workers at once.
+    pub workers: usize,
+    /// Tests and pytest itself write to where this process writes, instead of to files of which errors quote the end.
+    pub inherit_output: bool,
+    /// Tests run although some files could not be collected.
+    pub continue_on_collection_errors: bool,
+    /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`].
+    pub init: Option<String>,
+}
+
+/// The template process and its workers.
+#[derive(Debug)]
+pub struct PytestHost {
+    options: PytestOptions,
+    init: watch::Sender<Option<String>>,
+    next_id: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    orders: Option<mpsc::UnboundedSender<Order>>,
+    task: Option<JoinHandle<()>>,
+    /// Where what is left to say goes after discovery.
+    sink: Option<DiscoverySink>,
+    /// Workers that have collected and run nothing yet, by the number of the sandbox that they are meant for.
+    waiting: BTreeMap<u32, WorkerProcess>,
+}
+
+/// A worker that has connected.
+#[derive(Debug)]
+pub(crate) struct WorkerProcess {
+    pub id: Arc<str>,
+    pub pid: Pid,
+    pub dump: Option<PathBuf>,
+    pub output: Option<PathBuf>,
+    pub link: Link,
+    /// How it ended, once the template knows.
+    pub exit: oneshot::Receiver<Exit>,
+}
+
+impl WorkerProcess {
+    /// Kills it and all that it started.
+    pub fn kill(&self) {
+        kill_group(self.pid);
+    }
+}
+
+/// What discovery hears of the template.
+#[derive(Debug)]
+pub(crate) enum FromTemplate {
+    Message(Incoming),
+    /// It is gone; a sentence, with what it wrote last.
+    Ended(String),
+}
+
+/// The answer to the wish for a worker.
+pub(crate) type Forked = oneshot::Receiver<Result<WorkerProcess, String>>;
+
+enum Order {
+    Init(String),
+    Fork { id: String, reply: oneshot::Sender<Result<WorkerProcess, String>> },
+    Shutdown { now: bool },
+}
+
+impl PytestHost {
+    /// A host that has started nothing yet.
+    pub fn new(options: PytestOptions) -> Self {
+        let init = watch::Sender::new(options.init.clone());
+        Self { options, init, next_id: AtomicU32::new(0), state: Mutex::default() }
+    }
+
+    /// What it was made with.
+    pub fn options(&self) -> &PytestOptions {
+        &self.options
+    }
+
+    /// Gives the `init` message, complete, on one line, if that was not known at the beginning. The template waits for it.
+    pub fn set_init(&self, line: String) {
+        self.init.send_replace(Some(line));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the template. What it says comes out of the receiver; what is left to say after discovery goes to `sink`.
+    pub(crate) fn start(&self, sink: DiscoverySink) -> io::Result<mpsc::UnboundedReceiver<FromTemplate>> {
+        let dir = private_directory()?;
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket)?;
+        let nonce = nonce();
+        let output = dir.path().join("output");
+        let child = self.spawn_template(&socket, &nonce, &output)?;
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let (template, from_template) = mpsc::unbounded_channel();
+        let actor = Actor {
+            _dir: dir,
+            output,
+            listener,
+            nonce,
+            group: child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
+            child,
+            link: None,
+            early: Vec::new(),
+            inbox,
+            template,
+            asked: HashMap::new(),
+            exits: HashMap::new(),
+            live: HashMap::new(),
+            greeters: JoinSet::new(),
+        };
+        let mut state = self.state();
+        state.task = Some(tokio::spawn(actor.run()));
+        state.orders = Some(orders);
+        state.sink = Some(sink);
+        Ok(from_template)
+    }
+
+    fn spawn_template(&self, socket: &Path, nonce: &str, output: &Path) -> io::Result<Child> {
+        let mut command = Command::new(&self.options.python);
+        command
+            .arg("-u")
+            .arg(&self.options.script)
+            .arg(socket)
+            .arg(nonce)
+            .current_dir(&self.options.cwd)
+            .envs(&self.options.env)
+            .stdin(Stdio::null())
+            // A Ctrl-C of the terminal is for this process, which tells the others.
+            .process_group(0)
+            .kill_on_drop(true);
+        if !self.options.inherit_output {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(output)?;
+            command.stdout(file.try_clone()?).stderr(file);
+        }
+        command.spawn()
+    }
+
+    /// Sends the template its `init` message as soon as there is one.
+    pub(crate) async fn initialise(&self) {
+        let mut init = self.init.subscribe();
+        // The sender lives as long as the host.
+        if let Ok(line) = init.wait_for(Option::is_some).await {
+            let line = line.clone().unwrap_or_default();
+            self.order(Order::Init(line));
+        }
+    }
+
+    fn order(&self, order: Order) -> bool {
+        self.state().orders.as_ref().is_some_and(|orders| orders.send(order).is_ok())
+    }
+
+    /// Asks for a further worker. Its id is one that no other had.
+    pub(crate) fn fork(&self) -> (Arc<str>, Forked) {
+        let id = format!("gw{}", self.next_id.fetch_add(1, Ordering::Relaxed));
+        let (reply, forked) = oneshot::channel();
+        let shared = Arc::from(id.as_str());
+        // If nobody takes the order the reply is dropped, which says as much.
+        self.order(Order::Fork { id, reply });
+        (shared, forked)
+    }
+
+    /// Leaves a worker for the sandbox `slot`.
+    pub(crate) fn put(&self, slot: u32, worker: WorkerProcess) {
+        self.state().waiting.insert(slot, worker);
+    }
+
+    /// Takes the worker for the sandbox `slot`, if one was left.
+    pub(crate) fn take(&self, slot: u32) -> Option<WorkerProcess> {
+        self.state().waiting.remove(&slot)
+    }
+
+    /// Ends everything: workers that were not taken, the template, and whatever is left of either.
+    pub(crate) async fn finish(self: &Arc<Self>, now: bool) {
+        let (waiting, sink, task) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.waiting), state.sink.take(), state.task.take())
+        };
+        if !now {
+            let mut dismissals = JoinSet::new();
+            for (_, worker) in waiting {
+                let sink = sink.clone();
+                let worker = PytestWorker::with(self, worker, move |said| {
+                    if let (Said::Native(_, event), Some(sink)) = (said, &sink) {
+                        sink.send(Discovered::Native(event));
+                    }
+                });
+                dismissals.spawn(worker.finish());
+            }
+            let _ = tokio::time::timeout(DISMISSAL_PATIENCE, dismissals.join_all()).await;
+        }
+        self.order(Order::Shutdown { now });
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the task of the template process ended abnormally");
+        }
+    }
+}
+
+impl Drop for PytestHost {
+    fn drop(&mut self) {
+        // The template is killed with the task; workers end when their connections do.
+        if let Some(task) = &self.state().task {
+            task.abort();
+        }
+    }
+}
+
+/// Owns the template and the socket.
+struct Actor {
+    /// Removed last.
+    _dir: TempDir,
+    output: PathBuf,
+    listener: UnixListener,
+    nonce: String,
+    child: Child,
+    group: Option<Pid>,
+    link: Option<Link>,
+    /// Lines for the template from before it connected.
+    early: Vec<String>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+    template: mpsc::UnboundedSender<FromTemplate>,
+    /// Who waits for which worker.
+    asked: HashMap<String, oneshot::Sender<Result<WorkerProcess, String>>>,
+    /// Who is to hear how which worker ended.
+    exits: HashMap<String, oneshot::Sender<Exit>>,
+    /// Workers that have not been reported as ended.
+    live: HashMap<String, Pid>,
+    greeters: JoinSet<Option<(Hello, Link)>>,
+}
+
+impl Actor {
+    async fn run(mut self) {
+        let now = loop {
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(self.greeters.spawn(greet(stream))),
+                    Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
+                },
+                Some(greeted) = self.greeters.join_next() => {
+                    if let Ok(Some((hello, link))) = greeted {
+                        self.on_hello(hello, link);
+                    }
+                }
+                said = next(&mut self.link) => self.on_template(said),
+                order = self.inbox.recv() => match order {
+                    Some(Order::Init(line)) => match &mut self.link {
+                        Some(link) => link.send_line(&line),
+                        None => self.early.push(line),
+                    },
+                    Some(Order::Fork { id, reply }) => self.fork(id, reply),
+                    Some(Order::Shutdown { now }) => break now,
+                    None => break true,
+                },
+                status = self.child.wait(), if self.group.is_some() => self.on_end(status),
+            }
+        };
+        self.end(now).await;
+    }
+
+    fn on_hello(&mut self, hello: Hello, link: Link) {
+        if hello.nonce != self.nonce {
+            tracing::warn!(id = hello.id, "a process with a wrong nonce connected");
+            return;
+        }
+        if hello.version != VERSION {
+            let text = format!(
+                "the pytest worker speaks version {} of the protocol, this program version {VERSION}; \
+                 install both from the same release",
+                hello.version
+            );
+            let _ = self.template.send(FromTemplate::Ended(text));
+            return;
+        }
+        if hello.is_template {
+            let link = self.link.insert(link);
+            for line in self.early.drain(..) {
+                link.send_line(&line);
+            }
+            return;
+        }
+        let (Some(reply), Some(pid)) = (self.asked.remove(&hello.id), Pid::from_raw(hello.pid)) else {
+            tracing::warn!(id = hello.id, "a worker connected that nobody asked for");
+            return;
+        };
+        let (exit, exited) = oneshot::channel();
+        self.live.insert(hello.id.clone(), pid);
+        self.exits.insert(hello.id.clone(), exit);
+        let Hello { id, dump, output, .. } = hello;
+        let worker = WorkerProcess { id: id.into(), pid, dump, output, link, exit: exited };
+        // Whoever asked may be gone; then the worker hears the end of its connection.
+        let _ = reply.send(Ok(worker));
+    }
+
+    fn on_template(&mut self, said: Result<Option<Incoming>, LinkError>) {
+        match said {
+            Ok(Some(Incoming::Exited { id, exit })) => {
+                self.live.remove(&id);
+                if let Some(heard) = self.exits.remove(&id) {
+                    let _ = heard.send(exit);
+                } else if let Some(reply) = self.asked.remove(&id) {
+                    let text = format!("the worker {id} ended before it was ready: {exit}{}", self.last_words());
+                    let _ = reply.send(Err(text));
+                }
+            }
+            Ok(Some(Incoming::Log(text))) => tracing::info!(sandbox = "template", "{text}"),
+            Ok(Some(message)) => drop(self.template.send(FromTemplate::Message(message))),
+            // How it ended says more than that its connection did.
+            Ok(None) => self.link = None,
+            Err(error) => {
+                let text = format!("The template process of pytest cannot be understood: {error}");
+                let _ = self.template.send(FromTemplate::Ended(text));
+                self.link = None;
+            }
+        }
+    }
+
+    fn fork(&mut self, id: String, reply: oneshot::Sender<Result<WorkerProcess, String>>) {
+        match &mut self.link {
+            Some(link) => {
+                link.send(&Outgoing::Fork { id: &id });
+                self.asked.insert(id, reply);
+            }
+            None => {
+                let text = format!("the worker {id} cannot be forked: the template process is gone");
+                let _ = reply.send(Err(text));
+            }
+        }
+    }
+
+    /// The template is gone, whatever the reason.
+    fn on_end(&mut self, status: io::Result<ExitStatus>) {
+        self.group = None;
+        // What it said last may still be there to be read.
+        while let Some(link) = &mut self.link {
+            match link.next_arrived() {
+                Ok(Some(message)) => self.on_template(Ok(Some(message))),
+                _ => self.link = None,
+            }
+        }
+        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let text = format!("The template process of pytest ended ({how}).{}", self.last_words());
+        for (id, reply) in self.asked.drain() {
+            let _ = reply.send(Err(format!("the worker {id} cannot be forked: the template process ended ({how})")));
+        }
+        self.exits.clear();
+        let _ = self.template.send(FromTemplate::Ended(text));
+    }
+
+    fn last_words(&self) -> String {
+        match output::tail(&self.output, 0, TAIL_LINES) {
+            words if words.is_empty() => words,
+            words => format!("\nThe last that it wrote:\n{words}"),
+        }
+    }
+
+    async fn end(mut self, now: bool) {
+        if let Some(link) = &mut self.link
+            && !now
+        {
+            link.send(&Outgoing::Shutdown);
+            let patience = tokio::time::sleep(SHUTDOWN_PATIENCE);
+            tokio::pin!(patience);
+            loop {
+                tokio::select! {
+                    said = next(&mut self.link) => self.on_template(said),
+                    _ = self.child.wait() => {
+                        self.group = None;
+                        break;
+                    }
+                    () = &mut patience => break,
+                }
+            }
+        }
+        for &pid in self.live.values() {
+            kill_group(pid);
+        }
+        if let Some(group) = self.group {
+            kill_group(group);
+            let _ = self.child.wait().await;
+        }
+    }
+}
+
+/// The template's next message; never, while it is not connected.
+async fn next(link: &mut Option<Link>) -> Result<Option<Incoming>, LinkError> {
+    match link {
+        Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Hears who has connected.
+async fn greet(stream: UnixStream) -> Option<(Hello, Link)> {
+    let mut link = Link::new(stream);
+    match tokio::time::timeout(HELLO_PATIENCE, link.next()).await {
+        Ok(Ok(Some(Incoming::Hello(hello)))) => Some((hello, link)),
+        other => {
+            tracing::warn!(?other, "a process connected and did not say who it is");
+            None
+        }
+    }
+}
+
+/// Kills a process and its group, if it leads one.
+pub(super) fn kill_group(pid: Pid) {
+    // Gone already, most likely.
+    let _ = kill_process_group(pid, Signal::KILL);
+    let _ = kill_process(pid, Signal::KILL);
+}
+
+/// A directory for the socket that nobody else can enter, with a name short enough for one.
+fn private_directory() -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("offload-").permissions(Permissions::from_mode(0o700));
+    let dir = builder.tempdir()?;
+    if dir.path().as_os_str().as_bytes().len() + "/s".len() <= LONGEST_SOCKET_PATH {
+        return Ok(dir);
+    }
+    builder.tempdir_in("/tmp")
+}
+
+/// A word that nobody else knows. The directory keeps others out; this keeps out processes that were started by tests.
+fn nonce() -> String {
+    let random = || std::hash::RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", random(), random())
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.signal, self.code) {
+            (Some(signal), _) => formatter.write_str(&crate::worker::libtest::killed_by(signal)),
+            (None, Some(code)) => write!(formatter, "exit code {code}"),
+            (None, None) => formatter.write_str("nobody knows how"),
+        }
+    }
+}
+
+/// A worker is gone: what is said of it, for plugins that look after workers.
+pub(super) fn worker_down(worker: &Arc<str>, output: Option<&str>, error: Option<&str>) -> NativeEvent {
+    let error = error.map_or_else(|| "null".to_owned(), |error| serde_json::Value::from(error).to_string());
+    let data = format!("[{},{error}]", output.unwrap_or("null"));
+    NativeEvent { sandbox: Some(Arc::clone(worker)), ..NativeEvent::new("worker_down", data) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_else_can_enter_the_directory_of_the_socket() {
+        let dir = private_directory().unwrap();
+        assert_eq!(dir.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

@@ -1,0 +1,444 @@
+//! What is said between this process and the Python processes, as it stands on the wire.
+//!
+//! A received line is read into one flat structure, whatever its type: that is the quickest way, and it lets reports of
+//! pytest's own pass through as the text that they are. [`Incoming`] is what the rest of the program sees. Strings may
+//! hold lone surrogates (Python's way to write undecodable file names), which are replaced; unknown types and fields are
+//! ignored, so that an older program can work with a newer worker.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::PytestItem;
+use crate::framework::{Captured, TestOutcome, TestResult};
+use crate::worker::TestKey;
+use crate::worker::framing::{Decoder, FrameError};
+
+/// The version of what is said.
+pub(super) const VERSION: u32 = 1;
+
+/// From this process to the template or a worker.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Outgoing<'a> {
+    Fork { id: &'a str },
+    Collect { units: &'a [u32] },
+    Run { tests: &'a [RunLine] },
+    TakeBack { keys: &'a [TestKey] },
+    Cancel,
+    Shutdown,
+}
+
+/// A test to run.
+#[derive(Debug, Serialize)]
+pub(crate) struct RunLine {
+    key: TestKey,
+    unit: u32,
+    ordinal: u32,
+    attempt: u32,
+}
+
+impl From<&PytestItem> for RunLine {
+    fn from(item: &PytestItem) -> Self {
+        Self { key: item.key, unit: item.unit, ordinal: item.ordinal, attempt: item.attempt }
+    }
+}
+
+/// From the template or a worker to this process.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Hello(Hello),
+    Configured {
+        collect: String,
+        collect_reason: String,
+        start: String,
+        start_reason: String,
+    },
+    Units(Vec<UnitLine>),
+    Collected(Collected),
+    CollectDone,
+    CollectionFinished,
+    CollectReport {
+        report: Arc<str>,
+        failed: bool,
+    },
+    Exited {
+        id: String,
+        exit: Exit,
+    },
+    Fatal {
+        exit_code: i32,
+        text: String,
+    },
+    Started(TestKey),
+    Finished(TestKey, Box<TestResult>),
+    TakenBack(Vec<TestKey>),
+    LateReport(TestKey, Arc<str>),
+    /// A message that is passed on as it is: its type and what it says, as JSON.
+    Native(&'static str, Arc<str>),
+    Log(String),
+    Bye {
+        output: Option<Box<RawValue>>,
+    },
+    Nothing,
+}
+
+/// How a process introduces itself.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    pub version: u32,
+    pub nonce: String,
+    pub is_template: bool,
+    pub id: String,
+    pub pid: i32,
+    /// Where the stacks go that it writes at a time-out.
+    pub dump: Option<PathBuf>,
+    /// Where goes what it writes outside of tests.
+    pub output: Option<PathBuf>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Exit {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+}
+
+/// A file with tests.
+#[derive(Debug, Deserialize)]
+pub(crate) struct UnitLine {
+    pub unit: u32,
+    pub path: Lossy,
+}
+
+/// The tests of one file.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    pub unit: u32,
+    pub path: String,
+    pub tests: Vec<TestLine>,
+    pub deselected: Option<Box<RawValue>>,
+}
+
+/// A test that was collected.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TestLine {
+    pub ordinal: u32,
+    pub id: Lossy,
+    #[serde(default)]
+    pub line: Option<i64>,
+    #[serde(default)]
+    pub domain: Lossy,
+}
+
+/// Text in which lone surrogates are replaced.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Lossy(pub String);
+
+impl<'de> Deserialize<'de> for Lossy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Lossy;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a string")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Lossy, E> {
+                Ok(Lossy(text.to_owned()))
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Lossy, E> {
+                Ok(Lossy(String::from_utf8_lossy(bytes).into_owned()))
+            }
+        }
+        // As bytes, because serde_json refuses lone surrogates only in what must become a `str`.
+        deserializer.deserialize_bytes(Text)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Hello,
+    Configured,
+    Units,
+    Collected,
+    CollectDone,
+    CollectionFinished,
+    CollectReport,
+    Warning,
+    Log,
+    Fatal,
+    Exited,
+    Started,
+    Finished,
+    TakenBack,
+    LateReport,
+    Property,
+    Exit,
+    InternalError,
+    Data,
+    Alive,
+    Bye,
+    #[serde(other)]
+    Unknown,
+}
+
+/// One line: the fields of all messages.
+#[derive(Debug, Deserialize)]
+struct Line {
+    r#type: Kind,
+    #[serde(default)]
+    key: Option<TestKey>,
+    #[serde(default)]
+    keys: Vec<TestKey>,
+    #[serde(default)]
+    outcome: Option<Outcome>,
+    #[serde(default)]
+    durations: Option<[f64; 3]>,
+    #[serde(default)]
+    reports: Option<Box<RawValue>>,
+    #[serde(default)]
+    message: Option<Lossy>,
+    #[serde(default)]
+    text: Option<Lossy>,
+    #[serde(default)]
+    stdout: Option<Lossy>,
+    #[serde(default)]
+    stderr: Option<Lossy>,
+    #[serde(default)]
+    version: u32,
+    #[serde(default)]
+    nonce: Lossy,
+    #[serde(default)]
+    role: Lossy,
+    #[serde(default)]
+    id: Lossy,
+    #[serde(default)]
+    pid: i32,
+    #[serde(default)]
+    dump: Option<String>,
+    #[serde(default)]
+    collect: Lossy,
+    #[serde(default)]
+    collect_reason: Lossy,
+    #[serde(default)]
+    start: Lossy,
+    #[serde(default)]
+    start_reason: Lossy,
+    #[serde(default)]
+    unit: u32,
+    #[serde(default)]
+    units: Vec<UnitLine>,
+    #[serde(default)]
+    path: Lossy,
+    #[serde(default)]
+    tests: Vec<TestLine>,
+    #[serde(default)]
+    deselected: Option<Box<RawValue>>,
+    #[serde(default)]
+    report: Option<Box<RawValue>>,
+    #[serde(default)]
+    warning: Option<Box<RawValue>>,
+    #[serde(default)]
+    name: Option<Box<RawValue>>,
+    #[serde(default)]
+    value: Option<Box<RawValue>>,
+    #[serde(default)]
+    reason: Option<Box<RawValue>>,
+    #[serde(default)]
+    returncode: Option<Box<RawValue>>,
+    #[serde(default)]
+    exit_code: Option<i32>,
+    #[serde(default)]
+    code: Option<i32>,
+    #[serde(default)]
+    signal: Option<i32>,
+    #[serde(default)]
+    kind: Option<Box<RawValue>>,
+    #[serde(default)]
+    payload: Option<Box<RawValue>>,
+    #[serde(default)]
+    workeroutput: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Passed,
+    Failed,
+    Error,
+    Skipped,
+}
+
+/// The part of a collection report that matters here.
+#[derive(Deserialize)]
+struct ReportHead {
+    #[serde(default)]
+    outcome: Lossy,
+}
+
+/// The next message, or `None` when more bytes are needed.
+pub(super) fn next(decoder: &mut Decoder) -> Result<Option<Incoming>, FrameError> {
+    Ok(decoder.next_message::<Line>()?.map(Line::into_incoming))
+}
+
+impl Line {
+    fn into_incoming(self) -> Incoming {
+        match (self.r#type, self.key) {
+            (Kind::Started, Some(key)) => Incoming::Started(key),
+            (Kind::Finished, Some(key)) => Incoming::Finished(key, Box::new(self.into_result())),
+            (Kind::LateReport, Some(key)) => match self.reports {
+                Some(reports) => Incoming::LateReport(key, shared(&reports)),
+                None => Incoming::Nothing,
+            },
+            (Kind::TakenBack, _) => Incoming::TakenBack(self.keys),
+            (Kind::Hello, _) => Incoming::Hello(Hello {
+                version: self.version,
+                nonce: self.nonce.0,
+                is_template: self.role.0 == "template",
+                id: self.id.0,
+                pid: self.pid,
+                dump: self.dump.map(PathBuf::from),
+                output: self.stderr.map(|path| PathBuf::from(path.0)),
+            }),
+            (Kind::Configured, _) => Incoming::Configured {
+                collect: self.collect.0,
+                collect_reason: self.collect_reason.0,
+                start: self.start.0,
+                start_reason: self.start_reason.0,
+            },
+            (Kind::Units, _) => Incoming::Units(self.units),
+            (Kind::Collected, _) => Incoming::Collected(Collected {
+                unit: self.unit,
+                path: self.path.0,
+                tests: self.tests,
+                deselected: self.deselected,
+            }),
+            (Kind::CollectDone, _) => Incoming::CollectDone,
+            (Kind::CollectionFinished, _) => Incoming::CollectionFinished,
+            (Kind::CollectReport, _) => match self.report {
+                Some(report) => {
+                    let head = serde_json::from_str::<ReportHead>(report.get());
+                    let failed = head.is_ok_and(|head| head.outcome.0 == "failed");
+                    Incoming::CollectReport { report: shared(&report), failed }
+                }
+                None => Incoming::Nothing,
+            },
+            (Kind::Exited, _) => {
+                Incoming::Exited { id: self.id.0, exit: Exit { code: self.code, signal: self.signal } }
+            }
+            (Kind::Fatal, _) => {
+                Incoming::Fatal { exit_code: self.exit_code.unwrap_or(3), text: self.text.unwrap_or_default().0 }
+            }
+            (Kind::Warning, _) => Incoming::Native("warning", or_null(self.warning.as_deref()).into()),
+            (Kind::Property, _) => {
+                let (name, value) = (or_null(self.name.as_deref()), or_null(self.value.as_deref()));
+                Incoming::Native("property", format!("[{name},{value}]").into())
+            }
+            (Kind::Exit, _) => {
+                let (reason, code) = (or_null(self.reason.as_deref()), or_null(self.returncode.as_deref()));
+                Incoming::Native("exit", format!("[{reason},{code}]").into())
+            }
+            (Kind::InternalError, _) => {
+                let text = serde_json::Value::String(self.text.unwrap_or_default().0);
+                Incoming::Native("internal_error", text.to_string().into())
+            }
+            (Kind::Data, _) => {
+                let (kind, payload) = (or_null(self.kind.as_deref()), or_null(self.payload.as_deref()));
+                Incoming::Native("data", format!("[{kind},{payload}]").into())
+            }
+            (Kind::Log, _) => Incoming::Log(self.text.unwrap_or_default().0),
+            (Kind::Bye, _) => Incoming::Bye { output: self.workeroutput },
+            (Kind::Alive | Kind::Unknown | Kind::Started | Kind::Finished | Kind::LateReport, _) => Incoming::Nothing,
+        }
+    }
+
+    fn into_result(self) -> TestResult {
+        let phases =
+            self.durations.map(|phases| phases.map(|secs| Duration::try_from_secs_f64(secs).unwrap_or_default()));
+        let duration = phases.iter().flatten().fold(Duration::ZERO, |sum, &phase| sum.saturating_add(phase));
+        let outcome = match self.outcome {
+            Some(Outcome::Passed) => TestOutcome::Passed,
+            Some(Outcome::Failed) => TestOutcome::Failed,
+            Some(Outcome::Skipped) => TestOutcome::Skipped,
+            Some(Outcome::Error) | None => TestOutcome::Error,
+        };
+        let text = |text: Option<Lossy>| text.map(|text| text.0).filter(|text| !text.is_empty());
+        TestResult {
+            message: text(self.message),
+            details: text(self.text),
+            stdout: Captured::from(text(self.stdout).unwrap_or_default()),
+            stderr: Captured::from(text(self.stderr).unwrap_or_default()),
+            phases,
+            native: self.reports.as_deref().map(shared),
+            ..TestResult::new(outcome, duration)
+        }
+    }
+}
+
+fn shared(raw: &RawValue) -> Arc<str> {
+    Arc::from(raw.get())
+}
+
+fn or_null(raw: Option<&RawValue>) -> &str {
+    raw.map_or("null", RawValue::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Option<Incoming>, FrameError> {
+        let mut decoder = Decoder::new();
+        decoder.push(line.as_bytes());
+        decoder.push(b"\n");
+        next(&mut decoder)
+    }
+
+    #[test]
+    fn a_plain_pass_is_read() {
+        let message = read(r#"{"type":"finished","key":7,"durations":[0.1,0.25,0],"outcome":"passed"}"#);
+        let Ok(Some(Incoming::Finished(7, result))) = message else { panic!("{message:?}") };
+        assert_eq!(result.outcome, TestOutcome::Passed);
+        assert_eq!(result.duration, Duration::from_millis(350));
+        assert_eq!(result.native, None);
+    }
+
+    #[test]
+    fn reports_pass_through_as_they_are_written() {
+        let reports = r#"[{"nodeid":"a\ud800b","x":1e400}]"#;
+        let message = read(&format!(r#"{{"type":"finished","key":1,"outcome":"failed","reports":{reports}}}"#));
+        let Ok(Some(Incoming::Finished(1, result))) = message else { panic!("{message:?}") };
+        assert_eq!(result.native.as_deref(), Some(reports));
+    }
+
+    #[test]
+    fn lone_surrogates_are_replaced() {
+        let message = read(r#"{"type":"log","text":"a\ud800b"}"#);
+        let Ok(Some(Incoming::Log(text))) = message else { panic!("{message:?}") };
+        assert!(text.starts_with('a') && text.ends_with('b') && text.contains('\u{fffd}'), "{text:?}");
+    }
+
+    #[test]
+    fn durations_that_are_none_count_as_zero() {
+        let message = read(r#"{"type":"finished","key":1,"durations":[-1,1e300,2],"outcome":"passed"}"#);
+        let Ok(Some(Incoming::Finished(1, result))) = message else { panic!("{message:?}") };
+        assert_eq!(result.duration, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn unknown_types_and_fields_are_ignored_and_wrong_types_are_not() {
+        assert!(matches!(read(r#"{"type":"from_the_future","key":1}"#), Ok(Some(Incoming::Nothing))));
+        assert!(matches!(read(r#"{"type":"started","key":1,"new":[{}]}"#), Ok(Some(Incoming::Started(1)))));
+        assert!(read(r#"{"type":"started","key":"one"}"#).is_err());
+        assert!(read(r#"{"key":1}"#).is_err());
+        assert!(read("Segmentation fault").is_err());
+    }
+}

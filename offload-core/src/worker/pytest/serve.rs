@@ -1,0 +1,569 @@
+//! One sandbox's worker: tests in, results out, a new worker when one breaks.
+//!
+//! The worker that runs a test when it dies, or when the test runs out of time, costs exactly that test; whatever it had
+//! not started is given back, and the next tests get a new fork. A worker that dies without running a test is a fault of
+//! the sandbox.
+//!
+//! A worker looks at its messages between two tests, so what it has been told of cannot be taken back while it runs a
+//! long one. It is therefore told only of what keeps it busy; the rest of the queue stays here, where it can be given
+//! back at once.
+
+use std::collections::VecDeque;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Signal, kill_process};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::host::{Forked, PytestHost, WorkerProcess, worker_down};
+use super::link::LinkError;
+use super::message::{Exit, Incoming, Outgoing, RunLine};
+use super::{PytestItem, output};
+use crate::event::NativeEvent;
+use crate::framework::{TestOutcome, TestResult};
+use crate::worker::libtest::timeout_message;
+use crate::worker::{Message, TestKey};
+
+/// How long after the end of its connection it takes at most to hear how a worker ended.
+const EXIT_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a cancelled test may take to end, and what it set up to be torn down.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker may take to end once it has said good-bye (plugins and libraries clean up at exit).
+const BYE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process may take to write its stacks: they come at once or never.
+const DUMP_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether they have come.
+const DUMP_POLL: Duration = Duration::from_millis(20);
+/// The signal at which a worker writes its stacks: `SIGRTMAX - 2`, one that nobody else uses.
+const DUMP_SIGNAL: i32 = 62;
+/// A worker is told of tests for this long ahead...
+const AHEAD: Duration = Duration::from_millis(5);
+/// ...and of this many at most.
+const AHEAD_TESTS: u32 = 16;
+/// How many lines of stacks a report shows.
+const DUMP_LINES: usize = 500;
+/// How many lines that were written by a process that died a report shows.
+const LAST_WORDS: usize = 40;
+
+/// What a worker says to whoever started it.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// Something about a test.
+    Message(Message),
+    /// Something of pytest's own, about a test or none.
+    Native(Option<TestKey>, NativeEvent),
+    /// Another process, of this name, has taken the worker's place.
+    Replaced(Arc<str>),
+    /// The worker broke, and not because of a test.
+    Lost(String),
+}
+
+enum Order {
+    Run(Vec<PytestItem>),
+    TakeBack(Vec<TestKey>),
+    Cancel(Vec<TestKey>),
+    Kill,
+}
+
+/// The worker of one sandbox.
+#[derive(Debug)]
+pub(crate) struct PytestWorker {
+    orders: mpsc::UnboundedSender<Order>,
+    task: JoinHandle<()>,
+}
+
+impl PytestWorker {
+    /// Takes the worker that was left for the sandbox `slot`, or has one forked. Returns its id too.
+    pub fn start(host: &Arc<PytestHost>, slot: u32, say: impl Fn(Said) + Send + Sync + 'static) -> (Arc<str>, Self) {
+        match host.take(slot) {
+            Some(worker) => (Arc::clone(&worker.id), Self::with(host, worker, say)),
+            None => {
+                let (id, forked) = host.fork();
+                (id, Self::spawn(host, Process::Forking(forked), say))
+            }
+        }
+    }
+
+    /// Takes a worker over.
+    pub fn with(host: &Arc<PytestHost>, worker: WorkerProcess, say: impl Fn(Said) + Send + Sync + 'static) -> Self {
+        Self::spawn(host, Process::Up(Box::new(worker)), say)
+    }
+
+    fn spawn(host: &Arc<PytestHost>, process: Process, say: impl Fn(Said) + Send + Sync + 'static) -> Self {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let serving = Serving {
+            host: Arc::clone(host),
+            say: Box::new(say),
+            process,
+            queue: VecDeque::new(),
+            told: 0,
+            pace: None,
+            running: None,
+            closing: false,
+            give_up_at: None,
+        };
+        Self { orders, task: tokio::spawn(serving.run(inbox)) }
+    }
+
+    /// Appends tests to the queue.
+    pub fn run(&self, tests: Vec<PytestItem>) {
+        // Once the worker is lost nobody takes orders any more; its tests have been given back with it.
+        let _ = self.orders.send(Order::Run(tests));
+    }
+
+    /// Asks for tests back that have not started.
+    pub fn take_back(&self, tests: Vec<TestKey>) {
+        let _ = self.orders.send(Order::TakeBack(tests));
+    }
+
+    /// Ends tests; all, and the worker with them, when `tests` is empty.
+    pub fn cancel(&self, tests: Vec<TestKey>) {
+        let _ = self.orders.send(Order::Cancel(tests));
+    }
+
+    /// Kills the worker.
+    pub fn kill(&self) {
+        let _ = self.orders.send(Order::Kill);
+    }
+
+    /// Has the worker tear down what it set up and waits for its end.
+    pub async fn finish(self) {
+        drop(self.orders);
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the task of a worker ended abnormally");
+        }
+    }
+}
+
+/// The process behind a worker.
+enum Process {
+    /// None until there is a test again.
+    Down,
+    Forking(Forked),
+    Up(Box<WorkerProcess>),
+}
+
+/// What happens next.
+enum Next {
+    Order(Option<Order>),
+    Forked(Result<WorkerProcess, String>),
+    Said(Result<Option<Incoming>, LinkError>),
+    Exited(Option<Exit>),
+    TimeIsUp,
+}
+
+struct Serving {
+    host: Arc<PytestHost>,
+    say: Box<dyn Fn(Said) + Send + Sync>,
+    process: Process,
+    /// What the worker has and has not started, or will have once it is there.
+    queue: VecDeque<PytestItem>,
+    /// How many of those, from the first, the worker has been told of.
+    told: usize,
+    /// The file that the worker is in, and how long tests take there.
+    pace: Option<(u32, Duration)>,
+    running: Option<(PytestItem, Instant)>,
+    /// No more tests will come.
+    closing: bool,
+    /// When a worker that was told to end is killed.
+    give_up_at: Option<Instant>,
+}
+
+impl Serving {
+    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let mut open = true;
+        // One sleep serves many deadlines: it is only moved when it ends too early.
+        let sleep = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(sleep);
+        while open || !matches!(self.process, Process::Down) {
+            let deadline = self.deadline();
+            if let Some(deadline) = deadline
+                && (sleep.is_elapsed() || sleep.deadline() > deadline)
+            {
+                sleep.as_mut().reset(deadline);
+            }
+            let next = tokio::select! {
+                order = orders.recv(), if open => Next::Order(order),
+                next = self.process.next() => next,
+                () = &mut sleep, if deadline.is_some() => Next::TimeIsUp,
+            };
+            match next {
+                Next::Order(Some(order)) => self.on_order(order),
+                Next::Order(None) => {
+                    open = false;
+                    self.close();
+                }
+                Next::Forked(Ok(worker)) => self.on_forked(Box::new(worker)),
+                Next::Forked(Err(reason)) => {
+                    self.process = Process::Down;
+                    if !self.closing {
+                        return self.lose(reason);
+                    }
+                }
+                Next::Said(Ok(Some(message))) => {
+                    if let Incoming::Bye { output } = message {
+                        self.on_bye(output.as_deref().map(serde_json::value::RawValue::get)).await;
+                    } else {
+                        self.on_message(message);
+                    }
+                }
+                Next::Said(Ok(None)) => {
+                    let exit = self.wait_for_exit(EXIT_PATIENCE).await;
+                    if !self.on_death(exit, None) {
+                        return;
+                    }
+                }
+                Next::Said(Err(error)) => {
+                    if let Process::Up(worker) = &self.process {
+                        worker.kill();
+                    }
+                    let exit = self.wait_for_exit(EXIT_PATIENCE).await;
+                    if !self.on_death(exit, Some(error.to_string())) {
+                        return;
+                    }
+                }
+                Next::Exited(exit) => {
+                    self.hear_the_rest();
+                    if !self.on_death(exit, None) {
+                        return;
+                    }
+                }
+                Next::TimeIsUp => self.on_time_up().await,
+            }
+        }
+    }
+
+    fn say(&self, message: Message) {
+        (self.say)(Said::Message(message));
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let test = self.running.as_ref().and_then(|(item, since)| since.checked_add(item.timeout));
+        [test, self.give_up_at].into_iter().flatten().min()
+    }
+
+    fn on_order(&mut self, order: Order) {
+        match order {
+            Order::Run(tests) => {
+                match self.process {
+                    Process::Up(_) | Process::Forking(_) => {}
+                    Process::Down => {
+                        let (id, forked) = self.host.fork();
+                        self.process = Process::Forking(forked);
+                        (self.say)(Said::Replaced(id));
+                    }
+                }
+                self.queue.extend(tests);
+                self.feed();
+            }
+            Order::TakeBack(keys) => {
+                let told = self.queue.iter().take(self.told).map(|item| item.key);
+                let told: Vec<TestKey> = told.filter(|key| keys.contains(key)).collect();
+                if let Process::Up(worker) = &mut self.process
+                    && !told.is_empty()
+                {
+                    worker.link.send(&Outgoing::TakeBack { keys: &told });
+                }
+                let here: Vec<TestKey> = keys.into_iter().filter(|key| !told.contains(key)).collect();
+                self.give_back(&here);
+            }
+            Order::Cancel(keys) if !keys.is_empty() => {
+                // One test cannot be ended without the process that runs it.
+                if self.running.as_ref().is_some_and(|(item, _)| keys.contains(&item.key)) {
+                    self.running = None;
+                    self.stop("a test was ended that is not wanted any more");
+                }
+                self.give_back(&keys);
+                self.say(Message::TakenBack { tests: keys });
+            }
+            Order::Cancel(_) => {
+                // A worker that has nothing to do ends as after any other run.
+                if let Process::Up(worker) = &mut self.process
+                    && (self.running.is_some() || !self.queue.is_empty())
+                {
+                    worker.link.send(&Outgoing::Cancel);
+                    // The message is read between two tests; this ends the one that runs.
+                    if self.running.is_some() {
+                        let _ = kill_process(worker.pid, Signal::INT);
+                    }
+                    self.give_up_at = Some(Instant::now() + CANCEL_PATIENCE);
+                }
+                self.closing = true;
+                self.give_all_back();
+            }
+            Order::Kill => {
+                self.closing = true;
+                self.give_all_back();
+                self.stop("it was killed because the run was interrupted");
+            }
+        }
+    }
+
+    /// No more orders will come: the worker is to end in peace.
+    fn close(&mut self) {
+        let cancelled = self.give_up_at.is_some();
+        self.closing = true;
+        match &mut self.process {
+            Process::Up(_) if cancelled => {}
+            Process::Up(worker) => worker.link.send(&Outgoing::Shutdown),
+            // It hears so once it is there.
+            Process::Forking(_) | Process::Down => {}
+        }
+    }
+
+    fn on_forked(&mut self, mut worker: Box<WorkerProcess>) {
+        if self.closing {
+            worker.link.send(&Outgoing::Shutdown);
+        }
+        self.process = Process::Up(worker);
+        self.feed();
+    }
+
+    /// Tells the worker of as many tests as keep it busy, and of several at a time.
+    fn feed(&mut self) {
+        let Process::Up(worker) = &mut self.process else { return };
+        let Some(next) = self.queue.get(self.told) else { return };
+        let unit = next.unit;
+        // Of a file that it has run nothing of yet nobody knows how long its tests take.
+        let ahead = match self.pace {
+            Some((here, each)) if here == unit => {
+                (AHEAD.as_micros() / each.as_micros().max(1)).clamp(1, u128::from(AHEAD_TESTS)) as usize
+            }
+            _ => 1,
+        };
+        if self.closing || self.told > ahead / 2 {
+            return;
+        }
+        let items = self.queue.iter().skip(self.told).take(ahead - self.told);
+        let tests: Vec<RunLine> = items.take_while(|item| item.unit == unit).map(RunLine::from).collect();
+        self.told += tests.len();
+        worker.link.send(&Outgoing::Run { tests: &tests });
+    }
+
+    fn remove(&mut self, key: TestKey) -> Option<PytestItem> {
+        let position = self.queue.iter().position(|item| item.key == key)?;
+        self.told -= usize::from(position < self.told);
+        self.queue.remove(position)
+    }
+
+    fn on_message(&mut self, message: Incoming) {
+        match message {
+            Incoming::Started(key) => {
+                if let Some(item) = self.remove(key) {
+                    self.running = Some((item, Instant::now()));
+                    self.say(Message::Started { key });
+                }
+            }
+            Incoming::Finished(key, result) => {
+                let running = self.running.take_if(|(item, _)| item.key == key).map(|(item, _)| item);
+                let Some(item) = running.or_else(|| self.remove(key)) else { return };
+                let each = match self.pace {
+                    Some((unit, each)) if unit == item.unit => (each * 3 + result.duration) / 4,
+                    _ => result.duration,
+                };
+                self.pace = Some((item.unit, each.max(result.duration)));
+                self.feed();
+                self.say(Message::Finished { key, result });
+            }
+            Incoming::TakenBack(keys) => self.give_back(&keys),
+            Incoming::LateReport(key, reports) => {
+                (self.say)(Said::Native(Some(key), self.native("late_report", reports)));
+            }
+            Incoming::Native(kind, data) => (self.say)(Said::Native(None, self.native(kind, data))),
+            Incoming::CollectReport { report, .. } => {
+                (self.say)(Said::Native(None, self.native("collect_report", report)));
+            }
+            Incoming::Log(text) => self.say(Message::Log { text }),
+            _ => {}
+        }
+    }
+
+    fn native(&self, kind: &'static str, data: Arc<str>) -> NativeEvent {
+        let sandbox = match &self.process {
+            Process::Up(worker) => Some(Arc::clone(&worker.id)),
+            _ => None,
+        };
+        NativeEvent { sandbox, ..NativeEvent::new(kind, data) }
+    }
+
+    /// Answers the wish for tests back: with those of them that are still in the queue.
+    fn give_back(&mut self, keys: &[TestKey]) {
+        let tests: Vec<TestKey> = keys.iter().copied().filter(|&key| self.remove(key).is_some()).collect();
+        self.say(Message::TakenBack { tests });
+    }
+
+    fn give_all_back(&mut self) {
+        self.told = 0;
+        let running = self.running.take().map(|(item, _)| item.key);
+        let tests: Vec<TestKey> = running.into_iter().chain(self.queue.drain(..).map(|item| item.key)).collect();
+        if !tests.is_empty() {
+            self.say(Message::TakenBack { tests });
+        }
+    }
+
+    /// The worker ends by its own will.
+    async fn on_bye(&mut self, output: Option<&str>) {
+        let Process::Up(worker) = &self.process else { return };
+        let id = Arc::clone(&worker.id);
+        if self.wait_for_exit(BYE_PATIENCE).await.is_none()
+            && let Process::Up(worker) = &self.process
+        {
+            tracing::warn!(sandbox = &*id, "the worker said good-bye and did not end");
+            worker.kill();
+        }
+        self.process = Process::Down;
+        self.give_up_at = None;
+        (self.say)(Said::Native(None, worker_down(&id, output, None)));
+        self.give_all_back();
+    }
+
+    async fn wait_for_exit(&mut self, patience: Duration) -> Option<Exit> {
+        match &mut self.process {
+            Process::Up(worker) if !worker.exit.is_terminated() => {
+                tokio::time::timeout(patience, &mut worker.exit).await.ok()?.ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes note of what a dead worker had still said.
+    fn hear_the_rest(&mut self) {
+        while let Process::Up(worker) = &mut self.process {
+            match worker.link.next_arrived() {
+                Ok(Some(Incoming::Bye { .. })) => {}
+                Ok(Some(message)) => self.on_message(message),
+                _ => break,
+            }
+        }
+    }
+
+    /// The worker is gone. Returns whether the sandbox goes on.
+    fn on_death(&mut self, exit: Option<Exit>, fault: Option<String>) -> bool {
+        let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) else { return true };
+        self.pace = None;
+        if exit.is_none() {
+            // Its connection is closed and it may still live.
+            worker.kill();
+        }
+        let how = match (&fault, exit) {
+            (Some(fault), _) => fault.clone(),
+            (None, Some(exit)) => exit.to_string(),
+            (None, None) => "it closed its connection".to_owned(),
+        };
+        let expected = self.closing && self.running.is_none();
+        let error = (!expected).then(|| format!("the worker {} ended: {how}", worker.id));
+        (self.say)(Said::Native(None, worker_down(&worker.id, None, error.as_deref())));
+        self.give_up_at = None;
+        if let Some((item, since)) = self.running.take() {
+            let message = format!("the worker {} ended while it ran this test: {how}", worker.id);
+            let result = TestResult {
+                details: last_words(&worker),
+                ..TestResult::new(TestOutcome::Crashed, since.elapsed()).with_message(message)
+            };
+            self.say(Message::Finished { key: item.key, result: Box::new(result) });
+            self.give_all_back();
+            return true;
+        }
+        if self.closing {
+            return true;
+        }
+        let words = last_words(&worker).map_or_else(String::new, |words| format!("\n{words}"));
+        self.lose(format!("the worker {} ended between two tests: {how}{words}", worker.id));
+        false
+    }
+
+    fn lose(&mut self, reason: String) {
+        (self.say)(Said::Lost(reason));
+    }
+
+    async fn on_time_up(&mut self) {
+        let now = Instant::now();
+        if self.give_up_at.is_some_and(|at| at <= now) {
+            self.stop("it did not end when it was told to");
+            return;
+        }
+        let late = |(item, since): &(PytestItem, Instant)| since.checked_add(item.timeout).is_some_and(|at| at <= now);
+        if !self.running.as_ref().is_some_and(late) {
+            return;
+        }
+        let Some((item, since)) = self.running.take() else { return };
+        let stacks = match &self.process {
+            Process::Up(worker) => stacks(worker).await,
+            _ => None,
+        };
+        let result = TestResult {
+            details: stacks,
+            ..TestResult::new(TestOutcome::TimedOut, since.elapsed()).with_message(timeout_message(item.timeout))
+        };
+        self.stop("a test ran out of time");
+        self.say(Message::Finished { key: item.key, result: Box::new(result) });
+        self.give_all_back();
+    }
+
+    /// Kills the worker. Its place is free for another at once.
+    fn stop(&mut self, why: &str) {
+        self.give_up_at = None;
+        if let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) {
+            worker.kill();
+            let error = format!("the worker {} was killed: {why}", worker.id);
+            (self.say)(Said::Native(None, worker_down(&worker.id, None, Some(&error))));
+        }
+    }
+}
+
+impl Process {
+    /// What the process does next; never returns while there is none.
+    async fn next(&mut self) -> Next {
+        match self {
+            Self::Down => std::future::pending().await,
+            Self::Forking(forked) => {
+                let gone = || Err("a worker cannot be forked: the template process is gone".to_owned());
+                Next::Forked(forked.await.unwrap_or_else(|_| gone()))
+            }
+            Self::Up(worker) => {
+                tokio::select! {
+                    biased;
+                    said = worker.link.next() => Next::Said(said),
+                    // Without a template nobody knows how a worker ended, and its connection says that it did.
+                    Ok(exit) = &mut worker.exit, if !worker.exit.is_terminated() => Next::Exited(Some(exit)),
+                }
+            }
+        }
+    }
+}
+
+/// What a dead worker left: stacks that its fault handler wrote, and what it wrote outside of tests.
+fn last_words(worker: &WorkerProcess) -> Option<String> {
+    let stacks = worker.dump.as_deref().map(|path| output::tail(path, 0, DUMP_LINES));
+    let words = worker.output.as_deref().map(|path| output::tail(path, 0, LAST_WORDS));
+    let all: Vec<String> = stacks.into_iter().chain(words).filter(|text| !text.is_empty()).collect();
+    (!all.is_empty()).then(|| all.join("\n\n"))
+}
+
+/// Has a process write the stacks of all its threads, and reads them.
+async fn stacks(worker: &WorkerProcess) -> Option<String> {
+    let path = worker.dump.as_deref()?;
+    let before = output::length(path);
+    // A signal without a name in our library for the Unix calls; this is rare enough for a process.
+    let line = format!("kill -{DUMP_SIGNAL} {}", worker.pid.as_raw_nonzero());
+    let mut kill = Command::new("/bin/sh");
+    kill.arg("-c").arg(line).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if !kill.status().await.ok()?.success() {
+        return None;
+    }
+    let give_up = Instant::now() + DUMP_PATIENCE;
+    let mut length = before;
+    while Instant::now() < give_up {
+        tokio::time::sleep(DUMP_POLL).await;
+        let longer = output::length(path);
+        if longer == length && longer > before {
+            break;
+        }
+        length = longer;
+    }
+    Some(output::tail(path, before, DUMP_LINES)).filter(|stacks| !stacks.is_empty())
+}

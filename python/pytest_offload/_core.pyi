@@ -1,0 +1,49 @@
+"""The extension module: the orchestrator, in Rust.
+
+A session begins when it is made: the template process starts at once, and collection with it. Its options:
+
+- `args`, `mainargv`, `workers`, `run_uid`, `collect`, `start_method`, `isolation`, `basetemp`, `max_fail` go into the
+  `init` message as they are, then what the JSON object `init_extra` has;
+- `cwd`, `python`, `worker_py`: what is started, and where; `env` (dict): variables on top of the environment;
+- `retries`, `timeout_secs` (None or 0: none), `junit`, `history` (paths or None);
+- `inherit_output`, `continue_on_collection_errors` (bool);
+- `flush_ms`: how long events may be held back to come together (20);
+- `hold`: `init` is not sent before `configure` is called.
+
+`cwd`, `python`, `worker_py` and `workers` are required; further options are ignored.
+
+Events that the protocol's page does not list: `("not_run", key, nodeid, reason)` at the end, for each test without an
+outcome; `("worker_lost", worker, reason)`, a worker broke and no test is to blame (`worker_down` comes too);
+`("problem", text)`, the run cannot go on or is not complete (the template died, workers keep breaking);
+`("collection_errors", n)`, no test will be run because of them. `crashed` ends with `seconds, timed_out` after
+`attempt`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+__version__: str
+
+class Session:
+    def __init__(self, options: dict[str, Any]) -> None: ...
+    def configure(self, extra: dict[str, Any] | None = None) -> None:
+        """Sends `init`, for a session made with `hold`; `extra` is merged into it."""
+
+    def run(self, on_event: Callable[[list[tuple[Any, ...]]], object]) -> int:
+        """Hands events over until the run is over; the exit code that `offload` would have.
+
+        An exception of the callback or of a signal handler cancels the run and comes out of here when everything is
+        cleaned up.
+        """
+
+    def leftover(self) -> list[tuple[Any, ...]]:
+        """The events that an exception kept `run` from handing over."""
+
+    def cancel(self) -> None:
+        """Ends the run in order; the second time at once. Does not wait."""
+
+    def close(self) -> None:
+        """Cancels the run if it still goes on, and waits for its end."""
+
+def main() -> int:
+    """The program `offload`, with the arguments in `sys.argv`; its exit code."""

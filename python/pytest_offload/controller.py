@@ -1,0 +1,423 @@
+"""The controller: runs a session of the orchestrator inside the user's pytest and feeds pytest's hooks.
+
+It imports no test module. What a worker reports becomes real reports on pytest's own hooks, so that the terminal,
+`--junitxml`, `--lf` and third-party reporters work as they do without Offload. Which test runs where, retries and
+time-outs are the orchestrator's business.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Callable
+
+import pytest
+from _pytest.main import Failed, Interrupted
+
+from . import reports
+from .reports import Attempt, WorkerNode
+
+if TYPE_CHECKING:
+    from ._core import Session
+    from .options import Settings
+
+Event = tuple[Any, ...]
+
+
+class WorkerError(Exception):
+    """An internal error of pytest in another process; its text is what pytest said there."""
+
+
+class Deselected:
+    """A test that was deselected in another process. All that is known of it is its name."""
+
+    def __init__(self, nodeid: str) -> None:
+        self.nodeid = nodeid
+
+
+class InOrder:
+    """Commits tests in collection order, so that what stops a run stops it where plain pytest would stop.
+
+    Results of later tests wait until all earlier ones are in; those after the failure that ends the run are dropped.
+    """
+
+    def __init__(self, max_fail: int, drop_after: Callable[[int], None]) -> None:
+        self._max_fail = max_fail
+        self._drop_after = drop_after
+        self._waiting: dict[int, list[Callable[[], None]]] = {}
+        self._complete: set[int] = set()
+        self._failed: list[int] = []
+        self._next = 0
+
+    def add(self, key: int, commit: Callable[[], None], final: bool, failed: bool) -> None:
+        self._waiting.setdefault(key, []).append(commit)
+        if failed and final and self._max_fail:
+            self._failed = sorted([*self._failed, key])[: self._max_fail]
+            if len(self._failed) == self._max_fail:
+                self._drop_after(self._failed[-1])
+        if final:
+            self._complete.add(key)
+        while self._next in self._complete:
+            self._complete.remove(self._next)
+            commits = self._waiting.pop(self._next)
+            self._next += 1
+            for action in commits:
+                action()
+
+    def rest(self) -> None:
+        """Commits what is left although tests before it are missing."""
+        for key in sorted(self._waiting):
+            for action in self._waiting.pop(key):
+                action()
+
+
+class Controller:
+    """The plugin of an offloaded run."""
+
+    def __init__(self, config: pytest.Config, settings: Settings, core: Session) -> None:
+        self.config = config
+        self.settings = settings
+        self.core = core
+        self.session: Any = None
+        self.nodes: dict[str, WorkerNode] = {}
+        self.flaky: list[str] = []
+        self.crashes: list[tuple[str, str, str]] = []
+        self.summary: dict[str, Any] = {}
+        self.lost: list[tuple[str, str]] = []
+        self.problem = ""
+        self.not_run = 0
+        self.in_order: InOrder | None = None
+        self._collect_reports: list[dict[str, Any]] = []
+        self._deselected = 0
+        self._how = ""
+        self._finish_lines: list[list[str]] = []
+        self._properties: set[tuple[str, str]] = set()
+        self._seen: list[str] = []
+        self._stops: dict[int, dict[str, Any]] = {}
+        self._logged: set[int] = set()
+        self._logstart: Callable[..., Any] | None = None
+
+    # -- hooks
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> None:
+        for name, value in (("dist", "no"), ("numprocesses", None), ("tx", []), ("distload", False)):
+            if hasattr(config.option, name):
+                setattr(config.option, name, value)
+
+    def pytest_report_header(self) -> str:
+        count = self.settings.workers
+        line = f"offload: {count} sandbox{'es' if count != 1 else ''} of provider local"
+        if self.settings.replaced:
+            line += f", instead of {self.settings.replaced} from the configuration"
+        return line
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self.session = session
+        reporter = self._reporter()
+        if reporter is not None:
+            # Results of many files come interleaved: one line of dots, as under xdist.
+            reporter.showfspath = False
+        # Called by pytest's own pytest_collection, so that every hook around collection stays.
+        session.__dict__["perform_collect"] = lambda *_args, **_kwargs: []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        option = self.config.option
+        if option.maxfail or getattr(option, "stepwise", False):
+            self.in_order = InOrder(option.maxfail, getattr(self.core, "drop_after", lambda _key: None))
+        hook = self.config.hook.pytest_runtest_logstart
+        reporter = self._reporter()
+        if reporter is not None:
+            # A line per started test would only be in the way of those that have finished.
+            hook = self.config.pluginmanager.subset_hook_caller("pytest_runtest_logstart", [reporter])
+        self._logstart = hook if hook.get_hookimpls() else None
+        try:
+            self.core.run(self._on_events)
+            if self.in_order is not None:
+                self.in_order.rest()
+        finally:
+            self._update_cache()
+        if self.problem or self.not_run:
+            # Neither a failure nor an interruption: something is missing from the results.
+            text = self.problem or f"{self.not_run} tests were not run"
+            raise pytest.exit.Exception(f"offload: {text}", pytest.ExitCode.INTERNAL_ERROR)
+        if self.flaky and self.settings.fail_on_flaky:
+            session.testsfailed += 1
+        return True
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, Any] | None:
+        if report.outcome == "rerun":  # type: ignore[comparison-overlap]
+            return "rerun", "R", ("RERUN", {"yellow": True})
+        return None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_internalerror(self, excrepr: Any, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        if not isinstance(excinfo.value, WorkerError):
+            return
+        # The traceback that helps is the one in the other process.
+        text = _Text(str(excinfo.value))
+        if hasattr(excrepr, "chain"):
+            excrepr.chain = [(text, None, None)]
+        excrepr.reprtraceback = text
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        write = terminalreporter.write_line
+        verbose = terminalreporter.verbosity > 0 and bool(self.summary.get("idle_worker"))
+        if not self.flaky and not self.crashes and not self.lost and not verbose:
+            return
+        terminalreporter.write_sep("=", "offload")
+        for nodeid, worker, message in self.crashes:
+            write(f"CRASHED {nodeid} on {worker}: {message}", red=True)
+        for worker, reason in self.lost:
+            write(f"LOST {worker}: {reason}", red=True)
+        for nodeid in self.flaky:
+            write(f"FLAKY {nodeid} passed on a retry", yellow=True)
+        if self.summary.get("idle_worker"):
+            share = float(self.summary.get("idle_share", 0.0))
+            write(f"the slowest sandbox, {self.summary['idle_worker']}, was idle for {share:.0%} of the run")
+
+    # -- events
+
+    def _on_events(self, batch: list[Event]) -> None:
+        for kind, *fields in batch:
+            handler = getattr(self, f"_on_{kind}", None)
+            if handler is not None:
+                handler(*fields)
+
+    def _on_header(self, how: dict[str, Any], *_: object) -> None:
+        start, collect = how.get("start"), how.get("collect")
+        parts = [f"workers are {'forked' if start == 'fork' else 'started fresh'}"]
+        if how.get("start_reason"):
+            parts[-1] += f" ({how['start_reason']})"
+        parts.append("collection is shared out" if collect == "parallel" else "one process collects")
+        if how.get("collect_reason"):
+            parts[-1] += f" ({how['collect_reason']})"
+        self._how = f"offload: {', '.join(parts)}"
+
+    def _on_collect_report(self, data: dict[str, Any], *_: object) -> None:
+        self._collect_reports.append(data)
+
+    def _on_deselected(self, nodeids: list[str], *_: object) -> None:
+        self._deselected += len(nodeids)
+        self.config.hook.pytest_deselected(items=[Deselected(nodeid) for nodeid in nodeids])
+
+    def _on_collected(self, count: int, *_: object) -> None:
+        session, reporter = self.session, self._reporter()
+        more_to_come = False
+        for data in sorted(self._collect_reports, key=lambda data: data.get("$unit", 0)):
+            fields = {name: value for name, value in data.items() if name not in ("$unit", "$last")}
+            report = reports.revived(self.config, fields)
+            self.config.hook.pytest_collectreport(report=report)
+            if session.shouldfail and not data.get("$last"):
+                more_to_come = True
+                break
+        session.testscollected = count
+        if reporter is not None:
+            reporter._numcollected = count + self._deselected
+            reporter.report_collect(final=True)
+            if self._how and reporter.verbosity >= 0 and not self.config.option.no_header:
+                reporter.write_line(self._how)
+            for lines in self._finish_lines:
+                for line in lines:
+                    reporter.write_line(line)
+        if session.shouldfail and more_to_come:
+            raise Failed(session.shouldfail)
+        failed = session.testsfailed
+        if failed and not self.config.option.continue_on_collection_errors:
+            raise Interrupted(f"{failed} error{'s' if failed != 1 else ''} during collection")
+
+    def _on_started(self, _key: int, nodeid: str, *_: object) -> None:
+        self._seen.append(nodeid)
+
+    def _on_finished(
+        self,
+        key: int,
+        nodeid: str,
+        path: str,
+        line: int | None,
+        domain: str,
+        worker: str,
+        durations: list[float],
+        data: str | None,
+        outcome: str,
+        will_retry: bool,
+        number: int,
+        *_: object,
+    ) -> None:
+        attempt = Attempt(key, nodeid, path, line, domain, worker, number, will_retry)
+
+        def commit() -> None:
+            node = self._node(worker)
+            if data is None:
+                self._log(attempt, reports.passed(attempt, durations, node))
+            else:
+                self._log(attempt, reports.received(self.config, data, attempt, node))
+
+        self._commit(attempt, commit, failed=outcome not in ("passed", "skipped"))
+
+    def _on_crashed(
+        self,
+        nodeid: str,
+        worker: str,
+        message: str,
+        details: str,
+        key: int = -1,
+        path: str = "",
+        line: int | None = None,
+        domain: str = "",
+        will_retry: bool = False,
+        number: int = 1,
+        *_: object,
+    ) -> None:
+        path = path or nodeid.partition("::")[0]
+        attempt = Attempt(key, nodeid, path, line, domain or nodeid, worker, number, will_retry)
+        self.crashes.append((nodeid, worker, message))
+
+        def commit() -> None:
+            self._log(attempt, reports.crashed(attempt, message, details, self._node(worker)))
+
+        self._commit(attempt, commit, failed=True)
+
+    def _on_late_report(self, key: int, nodeid: str, data: str, *_: object) -> None:
+        node = next(iter(self.nodes.values()), None) or self._node("gw0")
+        attempt = Attempt(key, nodeid, nodeid.partition("::")[0], None, nodeid, node.id, 1, False)
+        for report in reports.received(self.config, data, attempt, node):
+            self.config.hook.pytest_runtest_logreport(report=report)
+        self._stop_if_asked()
+
+    def _on_warning(self, data: dict[str, Any], *_: object) -> None:
+        self.config.hook.pytest_warning_recorded.call_historic(kwargs=reports.warning(data))
+
+    def _on_property(self, name: str, value: str, *_: object) -> None:
+        from _pytest.junitxml import xml_key
+
+        xml = self.config.stash.get(xml_key, None)
+        if xml is not None:
+            xml.add_global_property(name, value)
+
+    def _on_data(self, _worker: str, kind: str, payload: str, *_: object) -> None:
+        value = json.loads(payload)
+        if kind == "collectionfinish":
+            self._finish_lines = value
+        elif kind == "usage_error":
+            raise pytest.UsageError(*value)
+        elif kind == "property_once":
+            if tuple(value) not in self._properties:
+                self._properties.add(tuple(value))
+                self._on_property(*value)
+        elif kind == "nodeids":
+            self._seen.extend(value)
+        elif kind == "stepwise":
+            self._adopt_stepwise(value)
+        elif kind == "stop":
+            # Counts once the results of the test after which it was asked for have been seen.
+            self._stops[value["key"]] = value
+            if value["key"] in self._logged:
+                self._stop_after(value["key"])
+
+    def _on_exit(self, reason: str, code: int | None, *_: object) -> None:
+        raise pytest.exit.Exception(reason, code)
+
+    def _on_internal_error(self, text: str, *_: object) -> None:
+        raise WorkerError(text)
+
+    def _on_fatal(self, code: int, text: str, *_: object) -> None:
+        text = text.strip()
+        if code == pytest.ExitCode.USAGE_ERROR:
+            prefix = "ERROR: "
+            raise pytest.UsageError(text[len(prefix) :] if text.startswith(prefix) else text)
+        if code == pytest.ExitCode.INTERNAL_ERROR:
+            raise WorkerError(text)
+        raise pytest.exit.Exception(text or "the template process ended", code)
+
+    def _on_worker_down(self, worker: str, output: str | None, *_: object) -> None:
+        self._node(worker).workeroutput = json.loads(output) if output else {}
+
+    def _on_worker_lost(self, worker: str, reason: str, *_: object) -> None:
+        self.lost.append((worker, reason))
+
+    def _on_not_run(self, *_: object) -> None:
+        self.not_run += 1
+
+    def _on_problem(self, text: str, *_: object) -> None:
+        self.problem = text
+
+    def _on_flaky(self, nodeids: list[str], *_: object) -> None:
+        self.flaky = list(nodeids)
+
+    def _on_summary(self, summary: dict[str, Any], *_: object) -> None:
+        self.summary = summary
+
+    # -- reporting
+
+    def _commit(self, attempt: Attempt, commit: Callable[[], None], failed: bool) -> None:
+        if self.in_order is None or attempt.key < 0:
+            commit()
+        else:
+            self.in_order.add(attempt.key, commit, final=not attempt.will_retry, failed=failed)
+
+    def _log(self, attempt: Attempt, attempt_reports: list[pytest.TestReport]) -> None:
+        hook = self.config.hook
+        if self._logstart is not None:
+            self._logstart(nodeid=attempt.nodeid, location=attempt.location)
+        if attempt.will_retry:
+            attempt_reports = reports.as_rerun(attempt_reports)
+        for report in attempt_reports:
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=attempt.nodeid, location=attempt.location)
+        self._logged.add(attempt.key)
+        self._stop_after(attempt.key)
+
+    def _stop_after(self, key: int) -> None:
+        stop = self._stops.pop(key, None)
+        if stop is not None and stop["failed"]:
+            self.session.shouldfail = stop["reason"]
+        elif stop is not None:
+            self.session.shouldstop = stop["reason"]
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """What pytest's own loop does after every test."""
+        if self.session.shouldfail:
+            raise Failed(self.session.shouldfail)
+        if self.session.shouldstop:
+            raise Interrupted(self.session.shouldstop)
+
+    def _node(self, worker: str) -> WorkerNode:
+        node = self.nodes.get(worker)
+        if node is None:
+            node = self.nodes[worker] = WorkerNode(worker, self.config)
+        return node
+
+    def _reporter(self) -> Any:
+        return self.config.pluginmanager.getplugin("terminalreporter")
+
+    # -- pytest's cache, which workers leave alone
+
+    def _update_cache(self) -> None:
+        plugin = self.config.pluginmanager.getplugin("nfplugin")
+        if plugin is not None:
+            from _pytest import cacheprovider
+
+            node_id = getattr(cacheprovider, "NodeId", None)
+            plugin.cached_nodeids.update(node_id.parse(nodeid) if node_id else nodeid for nodeid in self._seen)
+
+    def _adopt_stepwise(self, state: dict[str, Any]) -> None:
+        """Takes over what collection has decided where it was done."""
+        info = getattr(self.config.pluginmanager.getplugin("stepwiseplugin"), "cached_info", None)
+        if info is not None:
+            info.last_test_count = state["last_test_count"]
+            if state["last_failed"] is None:
+                info.last_failed = None
+
+
+class _Text:
+    """A traceback that is text already."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def toterminal(self, out: Any) -> None:
+        for line in self._text.splitlines():
+            out.line(line)

@@ -1,0 +1,107 @@
+"""The entry point `pytest11`: adds the options and, with `--offload`, hands the run to the controller.
+
+The orchestrator's template process is started here, as soon as the options are known: while pytest goes on to load
+conftests in this process, the template does the same in its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import options
+from .options import Settings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+class PlainRun:
+    """Says why a run with `--offload` is not offloaded."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def pytest_report_header(self) -> str:
+        return f"offload: not used, because of {self.reason}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    known = early_config.known_args_namespace
+    plugins = early_config.pluginmanager
+    if not known.offload or plugins.hasplugin("offload-worker"):
+        return
+    reason = options.plain_reason(known)
+    if reason is not None:
+        if reason:
+            plugins.register(PlainRun(reason), "offload-plain")
+        return
+    settings = options.resolve(early_config, known)
+    from ._core import Session
+    from .controller import Controller
+
+    core = Session(session_options(early_config, settings))
+    # Also where pytest gives up before there is a run.
+    early_config.add_cleanup(core.close)
+    plugins.register(Controller(early_config, settings, core), "offload-controller")
+
+
+def session_options(config: pytest.Config, settings: Settings) -> dict[str, Any]:
+    """The options of the orchestrator's session, as `PROTOCOL.md` lists them."""
+    known = config.known_args_namespace
+    inherit_output = known.capture == "no"
+    return {
+        "args": [str(arg) for arg in config.invocation_params.args],
+        "cwd": str(config.invocation_params.dir),
+        "python": sys.executable,
+        "worker_py": str(Path(__file__).with_name("worker.py")),
+        "workers": settings.workers,
+        "collect": settings.collect,
+        "start_method": settings.start_method,
+        "isolation": settings.isolation,
+        "retries": settings.retries,
+        "timeout_secs": settings.timeout,
+        "dist": settings.dist,
+        "junit": settings.junit,
+        "basetemp": base_temp(config),
+        "max_fail": known.maxfail,
+        "history": None,
+        "mainargv": list(sys.argv),
+        "run_uid": uuid.uuid4().hex,
+        "inherit_output": inherit_output,
+        "continue_on_collection_errors": known.continue_on_collection_errors,
+        "init_extra": json.dumps({"sys_path": list(sys.path), "inherit_output": inherit_output}),
+    }
+
+
+def base_temp(config: pytest.Config) -> str | None:
+    """pytest's directory for this run's temporary files, made before pytest itself would make it."""
+    try:
+        from _pytest.tmpdir import TempPathFactory
+    except ImportError:  # pragma: no cover - every supported pytest has it
+        return None
+    if not config.pluginmanager.hasplugin("tmpdir"):
+        return None
+    view: Any = types.SimpleNamespace(option=config.known_args_namespace, trace=config.trace, getini=config.getini)
+    factory = TempPathFactory.from_config(view, _ispytest=True)
+    config.pluginmanager.register(_BaseTemp(factory), "offload-basetemp")
+    return str(factory.getbasetemp())
+
+
+class _BaseTemp:
+    """Puts the factory that made the directory into its place once pytest is configured."""
+
+    def __init__(self, factory: Any) -> None:
+        self.factory = factory
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: Any) -> None:
+        config._tmp_path_factory = self.factory

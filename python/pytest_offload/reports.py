@@ -1,0 +1,209 @@
+"""From the orchestrator's events to the objects that pytest's hooks take."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+Phase = Literal["setup", "call", "teardown"]
+PHASES: tuple[Phase, Phase, Phase] = ("setup", "call", "teardown")
+
+
+@dataclass
+class Gateway:
+    """The part of an execnet gateway that reporters look at: its name."""
+
+    id: str
+
+
+@dataclass(eq=False)
+class WorkerNode:
+    """Stands for a worker where reporters expect xdist's (`report.node`)."""
+
+    id: str
+    config: pytest.Config
+    gateway: Gateway = field(init=False)
+    workerinput: dict[str, Any] = field(default_factory=dict)
+    workeroutput: dict[str, Any] = field(default_factory=dict)
+    workerinfo: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gateway = Gateway(self.id)
+        self.workerinfo = {
+            "id": self.id,
+            "version": sys.version,
+            "version_info": tuple(sys.version_info),
+            "sysplatform": sys.platform,
+            "platform": platform.platform(terse=True),
+            "executable": sys.executable,
+            "cwd": str(self.config.invocation_params.dir),
+        }
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution of one test."""
+
+    key: int
+    nodeid: str
+    path: str
+    line: int | None
+    domain: str
+    worker: str
+    number: int
+    will_retry: bool
+
+    @property
+    def location(self) -> tuple[str, int | None, str]:
+        return (self.path, self.line, self.domain)
+
+
+def passed(attempt: Attempt, durations: Sequence[float], node: WorkerNode) -> list[pytest.TestReport]:
+    """The reports of a test that passed and had nothing to say."""
+    stop = time.time()
+    start = stop - sum(durations)
+    reports = []
+    for when, duration in zip(PHASES, durations):
+        report = _report(attempt, when, "passed", None, duration, start)
+        _mark(report, attempt, node)
+        start += duration
+        reports.append(report)
+    return reports
+
+
+def crashed(attempt: Attempt, message: str, details: str, node: WorkerNode) -> list[pytest.TestReport]:
+    """The reports of a test in which its worker died."""
+    text = f"{message}\n\n{details.rstrip()}" if details.strip() else message
+    now = time.time()
+    reports = [_report(attempt, "call", "failed", text, 0.0, now), _report(attempt, "teardown", "passed", None, 0, now)]
+    for report in reports:
+        _mark(report, attempt, node)
+    return reports
+
+
+def received(config: pytest.Config, text: str, attempt: Attempt, node: WorkerNode) -> list[pytest.TestReport]:
+    """The reports that a worker sent."""
+    reports = []
+    for data in json.loads(text):
+        attributes = data.pop("$xml_attributes", ())
+        report = revived(config, data)
+        _mark(report, attempt, node)
+        if attributes:
+            _add_xml_attributes(config, report, attributes)
+        reports.append(report)
+    return reports
+
+
+def revived(config: pytest.Config, data: dict[str, Any]) -> Any:
+    """The report that a worker's pytest serialised. JSON has no tuples, and pytest insists on some."""
+    longrepr = data.get("longrepr")
+    if isinstance(longrepr, list):
+        data["longrepr"] = tuple(longrepr)
+    if data.get("location"):
+        data["location"] = tuple(data["location"])
+    for name in ("sections", "user_properties"):
+        if data.get(name):
+            data[name] = [(key, _untagged(value)) for key, value in data[name]]
+    return config.hook.pytest_report_from_serializable(config=config, data=data)
+
+
+def _untagged(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"$tuple"}:
+        return tuple(_untagged(member) for member in value["$tuple"])
+    if isinstance(value, list):
+        return [_untagged(member) for member in value]
+    return value
+
+
+def as_rerun(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:
+    """The reports of an attempt that is followed by another one, as pytest-rerunfailures has them."""
+    shown = []
+    for report in reports:
+        shown.append(report)
+        if report.failed:
+            report.outcome = "rerun"  # type: ignore[assignment]
+            break
+    return shown
+
+
+def _report(
+    attempt: Attempt,
+    when: Phase,
+    outcome: Literal["passed", "failed"],
+    longrepr: str | None,
+    duration: float,
+    start: float,
+) -> pytest.TestReport:
+    # The names of a test's keywords are not worth a message; its own is known.
+    name = attempt.domain.rpartition(".")[2]
+    return pytest.TestReport(
+        nodeid=attempt.nodeid,
+        location=attempt.location,
+        keywords={name: 1},
+        outcome=outcome,
+        longrepr=longrepr,
+        when=when,
+        duration=duration,
+        start=start,
+        stop=start + duration,
+    )
+
+
+def _mark(report: Any, attempt: Attempt, node: WorkerNode) -> None:
+    report.node = node
+    report.worker_id = attempt.worker
+    report.item_index = attempt.key
+
+
+def _add_xml_attributes(
+    config: pytest.Config, report: pytest.TestReport, attributes: Sequence[tuple[str, str]]
+) -> None:
+    from _pytest.junitxml import xml_key
+
+    xml = config.stash.get(xml_key, None)
+    if xml is not None:
+        reporter = xml.node_reporter(report)
+        for name, value in attributes:
+            reporter.add_attribute(name, value)
+
+
+def warning(data: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `pytest_warning_recorded` for a warning of a worker."""
+    category = _category(data["category_module"], data["category"])
+    text = data["message"]
+    message: Any = text
+    try:
+        instance = category(text)
+        if str(instance) == text:
+            message = instance
+    except Exception:
+        # A class with a constructor of its own; its text is what is shown.
+        pass
+    return {
+        "warning_message": warnings.WarningMessage(
+            message=message,
+            category=category,
+            filename=data["filename"],
+            lineno=data["lineno"],
+            line=data.get("line"),
+        ),
+        "when": data["when"],
+        "nodeid": data["nodeid"],
+        "location": tuple(data["location"]) if data.get("location") else None,
+    }
+
+
+def _category(module: str, name: str) -> type[Warning]:
+    """The class of a warning. Never imports: the class may be defined in a test module."""
+    known = getattr(sys.modules.get(module), name, None)
+    if isinstance(known, type) and issubclass(known, Warning):
+        return known
+    return type(name, (Warning,), {"__module__": module})

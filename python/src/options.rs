@@ -1,0 +1,112 @@
+//! From the options of a session to what the orchestrator takes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use offload_core::config::{Config, HistoryConfig, LocalProviderConfig, OffloadConfig, ProviderConfig, RecordHistory};
+use offload_core::worker::pytest::PytestOptions;
+use pyo3::exceptions::{PyKeyError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// What the template is told, as it is given: the worker reads it, nobody here does.
+const FOR_THE_WORKER: [&str; 9] =
+    ["args", "mainargv", "workers", "run_uid", "collect", "start_method", "isolation", "basetemp", "max_fail"];
+
+/// A session's options, understood.
+pub struct Options {
+    pub config: Config,
+    pub pytest: PytestOptions,
+    pub provider: LocalProviderConfig,
+    pub junit: Option<PathBuf>,
+    /// Where durations are kept.
+    pub history: Option<PathBuf>,
+    /// How long events may wait to be handed over together.
+    pub flush: Duration,
+}
+
+impl Options {
+    /// # Errors
+    ///
+    /// `KeyError` for one that is missing, `TypeError` for one of the wrong type.
+    pub fn from_dict(options: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let cwd: PathBuf = required(options, "cwd")?;
+        let workers = required::<usize>(options, "workers")?.max(1);
+        let timeout = optional::<f64>(options, "timeout_secs")?.filter(|secs| *secs > 0.0);
+        let timeout = timeout.and_then(|secs| Duration::try_from_secs_f64(secs).ok()).unwrap_or(Duration::MAX);
+        let junit = optional(options, "junit")?;
+        let history: Option<PathBuf> = optional(options, "history")?;
+        let provider = LocalProviderConfig { working_dir: Some(cwd.clone()), ..LocalProviderConfig::default() };
+        let config = Config {
+            offload: OffloadConfig {
+                max_parallel: workers,
+                test_timeout: timeout,
+                retry_count: optional(options, "retries")?.unwrap_or(0),
+                ..OffloadConfig::default()
+            },
+            provider: ProviderConfig::Local(provider.clone()),
+            history: HistoryConfig {
+                record_history: if history.is_some() { RecordHistory::Always } else { RecordHistory::Flag },
+                // Nothing is read from a path that is empty.
+                path: history.clone().unwrap_or_default(),
+                ..HistoryConfig::default()
+            },
+            ..Config::default()
+        };
+        let pytest = PytestOptions {
+            python: required(options, "python")?,
+            script: required(options, "worker_py")?,
+            cwd,
+            env: optional::<BTreeMap<String, String>>(options, "env")?.unwrap_or_default(),
+            workers,
+            inherit_output: optional(options, "inherit_output")?.unwrap_or(false),
+            continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
+            init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },
+        };
+        let flush = Duration::from_millis(optional(options, "flush_ms")?.unwrap_or(20));
+        Ok(Self { config, pytest, provider, junit, history, flush })
+    }
+}
+
+/// The `init` message: what the worker needs of the options, and what `init_extra` (of the options, then the parameter)
+/// adds to it.
+///
+/// # Errors
+///
+/// When an option cannot be written as JSON or `init_extra` is none.
+pub fn init_message(options: &Bound<'_, PyDict>, more: Option<&Bound<'_, PyDict>>) -> PyResult<String> {
+    let py = options.py();
+    let json = py.import("json")?;
+    let message = PyDict::new(py);
+    message.set_item("type", "init")?;
+    message.set_item("rootdir_cwd", required::<Bound<'_, PyAny>>(options, "cwd")?.str()?)?;
+    for name in FOR_THE_WORKER {
+        if let Some(value) = options.get_item(name)? {
+            message.set_item(name, value)?;
+        }
+    }
+    if let Some(extra) = optional::<String>(options, "init_extra")? {
+        message.update(json.call_method1("loads", (extra,))?.cast::<PyDict>()?.as_mapping())?;
+    }
+    if let Some(more) = more {
+        message.update(more.as_mapping())?;
+    }
+    // Python writes it, because its strings can hold what Rust's cannot.
+    json.call_method1("dumps", (message,))?.extract()
+}
+
+fn required<'py, T: for<'a> FromPyObject<'a, 'py>>(options: &Bound<'py, PyDict>, name: &str) -> PyResult<T> {
+    optional(options, name)?.ok_or_else(|| PyKeyError::new_err(format!("the option `{name}` of a session is missing")))
+}
+
+fn optional<'py, T: for<'a> FromPyObject<'a, 'py>>(options: &Bound<'py, PyDict>, name: &str) -> PyResult<Option<T>> {
+    let Some(value) = options.get_item(name)?.filter(|value| !value.is_none()) else { return Ok(None) };
+    match value.extract() {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => {
+            let error: PyErr = error.into();
+            Err(PyTypeError::new_err(format!("the option `{name}` of a session: {error}")))
+        }
+    }
+}

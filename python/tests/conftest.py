@@ -1,0 +1,133 @@
+"""Runs the same project with plain pytest and with `--offload`, in real sub-sessions, and compares."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+HERE = Path(__file__).parent
+
+#: What sub-sessions import from: the tests' own plugins, and the package from its sources unless a wheel is installed.
+PATHS = [str(HERE)]
+try:
+    importlib.metadata.distribution("pytest-offload")
+except importlib.metadata.PackageNotFoundError:
+    PATHS.append(str(HERE.parent))
+
+
+def extension() -> bool:
+    """Whether the extension has been built; otherwise the reference implementation stands in for it."""
+    if os.environ.get("OFFLOAD_TEST_REFERENCE"):
+        return False
+    return importlib.util.find_spec("pytest_offload") is not None and bool(
+        importlib.util.find_spec("pytest_offload._core")
+    )
+
+
+def plugins() -> list[str]:
+    """The options that load what is not loaded by itself."""
+    found = [] if extension() else ["-p", "reference_core"]
+    try:
+        importlib.metadata.distribution("pytest-offload")
+    except importlib.metadata.PackageNotFoundError:
+        found += ["-p", "pytest_offload.plugin"]
+    return found
+
+
+@dataclass
+class Outcome:
+    """What can be seen of a run from outside."""
+
+    exit_code: int
+    #: Every report that counts, by node id and category.
+    outcomes: list[tuple[str, str]]
+    warnings: list[str]
+    #: The numbers of the last line.
+    counts: dict[str, int]
+    text: str
+    errors: str
+
+    def comparable(self) -> tuple[object, ...]:
+        return self.exit_code, self.outcomes, self.counts
+
+
+class Runner:
+    """Runs pytest in the test's directory."""
+
+    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        self.workers = 2
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        monkeypatch.setenv("OFFLOAD_TEST_RECORD", str(self.path / "record.json"))
+
+    def write(self, **files: str) -> None:
+        """Writes files; `tests__test_a` is `tests/test_a.py`."""
+        for name, text in files.items():
+            path = self.path / (name.replace("__", "/") + ".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("import pytest\n" + text, encoding="utf-8")
+
+    def plain(self, *args: str) -> Outcome:
+        return self._run("-p", "recorder", *args)
+
+    def offload(self, *args: str) -> Outcome:
+        return self._run(*plugins(), "-p", "recorder", "--offload", f"--offload-parallel={self.workers}", *args)
+
+    def _run(self, *args: str) -> Outcome:
+        record = self.path / "record.json"
+        if record.exists():
+            record.unlink()
+        result = self.pytester.runpytest_subprocess(*args, timeout=60)
+        try:
+            counts = result.parseoutcomes()
+        except ValueError:
+            counts = {}
+        # Without it, two runs that both break would compare equal.
+        assert record.exists() or result.ret in (0, 4), result.stdout.str() + result.stderr.str()
+        data = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"outcomes": [], "warnings": []}
+        return Outcome(
+            exit_code=int(result.ret),
+            outcomes=[tuple(entry) for entry in data["outcomes"]],
+            warnings=data["warnings"],
+            counts=counts,
+            text=result.stdout.str(),
+            errors=result.stderr.str(),
+        )
+
+    def same(self, *args: str) -> Outcome:
+        """Asserts that both give the same, and returns what offload gave."""
+        plain = self.plain(*args)
+        offload = self.offload(*args)
+        assert offload.comparable() == plain.comparable(), f"{plain.text}\n{offload.text}\n{offload.errors}"
+        return offload
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    return Runner(pytester, monkeypatch)
+
+
+@pytest.fixture
+def without_numbers() -> Callable[[str], str]:
+    """Makes texts comparable that differ in times and addresses only."""
+    return lambda text: re.sub(r"0x[0-9a-f]+|\d+\.\d+s", "N", text)
+
+
+def pytest_report_header() -> str:
+    return "orchestrator: " + ("the extension" if extension() else "the reference implementation")
+
+
+sys.path[:0] = PATHS

@@ -1,0 +1,141 @@
+"""What tests do to their process: exactly that test is reported, all others have their own results, the run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Runner, plugins
+
+OTHERS = "\n".join(f"def test_{i}(): pass" for i in range(10))
+
+BAD = {
+    "segfault": "import faulthandler; faulthandler._sigsegv()",
+    "exit": "import os; os._exit(0)",
+    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+HARMLESS = {
+    "closes its standard descriptors": "import os; [os.close(fd) for fd in (0, 1, 2)]",
+    "forks and lets the child return": "import os; os.fork()",
+    "changes the working directory": "import os; os.chdir('/')",
+    "replaces sys.stdout": "import sys, io; sys.stdout = io.StringIO()",
+    "leaves a thread behind": "import threading, time\n    threading.Thread(target=time.sleep, args=(60,)).start()",
+    "leaves a process behind": "import subprocess; subprocess.Popen(['sleep', '61'])",
+    "writes garbage to its standard output": 'import os; os.write(1, b\'\\xff{"type":"bye"}\\n\' * 100)',
+    "prints much": "print('x' * 50_000_000)",
+}
+
+
+def processes(run: Runner) -> list[str]:
+    """The processes that a run of this test has started and that are still there."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environ = (directory / "environ").read_bytes()
+            if f"OFFLOAD_TEST_RECORD={run.path}/".encode() in environ and int(directory.name) != os.getpid():
+                found.append((directory / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """After every test here: no process of ours, no directory of ours."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    yield
+    assert not [command for command in processes(run) if command]
+    assert not [path.name for path in tmp_path.iterdir() if "offload" in path.name]
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_crash_is_that_tests_failure(run: Runner, what: str) -> None:
+    run.write(test_a=OTHERS, test_b=f"def test_bad(): {BAD[what]}\n" + OTHERS)
+    outcome = run.offload("-v")
+    assert outcome.counts == {"failed": 1, "passed": 20}
+    assert ("test_b.py::test_bad", "failed") in outcome.outcomes
+    assert outcome.exit_code == 1
+    assert re.search(r"CRASHED test_b.py::test_bad on gw\d: .+", outcome.text)
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_what_does_not_break_a_worker(run: Runner, what: str) -> None:
+    run.write(test_a=OTHERS, test_b=f"def test_bad():\n    {HARMLESS[what]}\n" + OTHERS)
+    outcome = run.offload()
+    assert outcome.counts == {"passed": 21}, outcome.text
+    assert outcome.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["import time; time.sleep(60)", "import ctypes; ctypes.PyDLL(None).sleep(60)", "while True: pass"],
+    ids=["sleeps", "holds the GIL", "loops"],
+)
+def test_timeouts_show_stacks(run: Runner, body: str) -> None:
+    run.write(test_a=OTHERS, test_b=f"def helper():\n    {body}\ndef test_bad(): helper()")
+    outcome = run.offload("--offload-timeout=2")
+    assert outcome.counts == {"failed": 1, "passed": 10}
+    assert re.search(r'File ".*test_b.py", line \d+ in helper', outcome.text)
+
+
+def test_retries_are_reruns(run: Runner) -> None:
+    run.write(
+        test_a="""
+import os
+def test_flaky():
+    if not os.path.exists("seen"):
+        open("seen", "w").close()
+        assert 0, "the first time"
+def test_always(): assert 0
+@pytest.fixture(scope="module")
+def once():
+    if not os.path.exists("seen2"):
+        open("seen2", "w").close()
+        raise ValueError("set up badly")
+def test_with_fixture(once): pass
+"""
+    )
+    outcome = run.offload("--offload-retries=2", "-v")
+    assert outcome.counts == {"failed": 1, "passed": 2, "rerun": 4}
+    assert outcome.exit_code == 1
+    assert "FLAKY test_a.py::test_flaky passed on a retry" in outcome.text
+    assert "RERUN test_a.py::test_flaky" in outcome.text
+    (run.path / "seen").unlink()
+    args = ("--offload-retries=1", "-k", "test_flaky")
+    assert run.offload(*args).exit_code == 0
+    (run.path / "seen").unlink()
+    assert run.offload(*args, "--offload-fail-on-flaky").exit_code == 1
+
+
+def test_ctrl_c_ends_the_run(run: Runner) -> None:
+    run.write(test_a="import time\ndef test_a(): open('running', 'w').close(); time.sleep(60)\ndef test_b(): pass")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=2"],
+        cwd=run.path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (run.path / "running").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "KeyboardInterrupt" in text
+
+
+def test_a_template_that_dies_ends_the_run(run: Runner) -> None:
+    run.write(
+        conftest="import os, sys\ndef pytest_collection(session):\n"
+        "    if hasattr(session.config, 'workerinput'): os._exit(9)",
+        test_a=OTHERS,
+    )
+    assert run.offload().exit_code == 3

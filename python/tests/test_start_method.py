@@ -1,0 +1,59 @@
+"""Workers are forked only where nobody can tell."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Runner
+
+TESTS = "\n".join(f"def test_{i}(worker_id): assert worker_id in ('gw0', 'gw1')" for i in range(6))
+
+OBSERVERS = {
+    "environment": "import os\nNAME = os.environ.get('PYTEST_XDIST_WORKER')",
+    "getenv": "import os\nNAME = os.getenv('PYTEST_XDIST_WORKER')",
+    "workerinput": "def pytest_configure(config):\n    getattr(config, 'workerinput', {}).get('workerid')",
+    "thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
+    "process": "import subprocess\nprocess = subprocess.Popen(['sleep', '20'])",
+}
+
+INNOCENT = {
+    "membership": "import os\nINSIDE = 'PYTEST_XDIST_WORKER' in os.environ",
+    "copy": "import os\nENV = dict(os.environ)\nENV2 = os.environ.copy()\nENV3 = {**os.environ}",
+    "other variables": "import os\nPATH = os.environ['PATH']",
+    "hasattr": "def pytest_configure(config):\n    config.inside = hasattr(config, 'workerinput')",
+}
+
+
+@pytest.mark.parametrize("what", OBSERVERS)
+def test_workers_are_started_fresh(run: Runner, what: str) -> None:
+    run.write(conftest=OBSERVERS[what], test_a=TESTS, test_b=TESTS)
+    outcome = run.offload()
+    assert outcome.counts == {"passed": 12}, outcome.text + outcome.errors
+    assert "workers are started fresh (" in outcome.text
+
+
+@pytest.mark.parametrize("what", INNOCENT)
+def test_workers_are_forked(run: Runner, what: str) -> None:
+    run.write(conftest=INNOCENT[what], test_a=TESTS)
+    outcome = run.offload()
+    assert outcome.counts == {"passed": 6}
+    assert "workers are forked" in outcome.text
+
+
+@pytest.mark.parametrize("collect", ["serial", "parallel"])
+def test_spawn_gives_what_plain_pytest_gives(run: Runner, collect: str) -> None:
+    run.write(
+        conftest="def pytest_collection_modifyitems(items): items[:] = [i for i in items if '3' not in i.name]",
+        test_a="\n".join(f"def test_{i}(): assert {i} != 2" for i in range(6)),
+        test_b="@pytest.mark.parametrize('x', 'abc')\ndef test_b(x): assert x != 'b'",
+        sub__test_c="raise ValueError",
+    )
+    run.same("--offload-start-method=spawn", f"--offload-collect={collect}", "--continue-on-collection-errors")
+
+
+def test_every_worker_has_its_own_identity_when_started_fresh(run: Runner) -> None:
+    run.write(
+        conftest="import os\nNAME = os.environ.get('PYTEST_XDIST_WORKER')",
+        test_a="import conftest, pytest\n@pytest.mark.parametrize('i', range(8))\n"
+        "def test_a(i, worker_id): assert conftest.NAME == worker_id",
+    )
+    assert run.offload().counts == {"passed": 8}
