@@ -1,6 +1,6 @@
 //! `pytest_offload._core`: the orchestrator for the pytest plugin, and the program `offload` for the wheel.
 //!
-//! Thin on purpose: a [`Session`] takes options, runs the orchestrator on a thread of its own and hands its events to a
+//! Thin on purpose: a `Session` takes options, runs the orchestrator on a thread of its own and hands its events to a
 //! Python callback in batches. What pytest makes of them is the plugin's business.
 
 mod event;

@@ -81,7 +81,7 @@ class Runner:
             path.write_text("import pytest\n" + text, encoding="utf-8")
 
     def plain(self, *args: str) -> Outcome:
-        return self._run("-p", "recorder", *args)
+        return self._run(*plugins(), "-p", "recorder", *args)
 
     def offload(self, *args: str) -> Outcome:
         return self._run(*plugins(), "-p", "recorder", "--offload", f"--offload-parallel={self.workers}", *args)
