@@ -369,7 +369,11 @@ impl Serving {
                 self.feed();
                 self.say(Message::Finished { key, result });
             }
-            Incoming::TakenBack(keys) => self.give_back(&keys),
+            Incoming::TakenBack(keys) => {
+                self.give_back(&keys);
+                // The worker may have nothing left of what it was told, and no result of it will come to ask for more.
+                self.feed();
+            }
             Incoming::LateReport(key, reports) => {
                 (self.say)(Said::Native(Some(key), self.native("late_report", reports)));
             }
