@@ -82,7 +82,6 @@ fn run_with_workers(threads: usize, tests: &[(&str, &str)]) -> anyhow::Result<us
         unit: units[binary],
         name: (*name).to_owned(),
         attempt: 1,
-        ignored: false,
         timeout_ms: Some(60_000),
     });
     // Two tests ahead keep a slot busy.

@@ -49,7 +49,8 @@ pub struct Unit {
     pub program: PathBuf,
     /// Arguments that come before the harness's own (a runner's arguments and the binary; cargo's arguments).
     pub args: Vec<String>,
-    /// Arguments for the harness or program itself, after ours (what follows `--` on the command line).
+    /// Arguments for the harness or program itself, after ours (what follows `--` on the command line). As under
+    /// `cargo test`, it is here that a unit is told to run ignored tests: `--include-ignored`.
     pub extra_args: Vec<String>,
     /// The working directory.
     pub cwd: PathBuf,
@@ -68,9 +69,6 @@ pub struct RunItem {
     pub name: String,
     /// Which attempt, from 1.
     pub attempt: u32,
-    /// Whether the harness would leave it out unless told to run ignored tests.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ignored: bool,
     /// Time limit in milliseconds; `None`: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,

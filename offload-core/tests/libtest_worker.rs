@@ -169,7 +169,7 @@ impl Session {
 }
 
 fn item(key: u32, name: &str) -> RunItem {
-    RunItem { key, unit: 1, name: name.to_owned(), attempt: 1, ignored: false, timeout_ms: Some(60_000) }
+    RunItem { key, unit: 1, name: name.to_owned(), attempt: 1, timeout_ms: Some(60_000) }
 }
 
 fn items(names: &[&str]) -> Vec<RunItem> {
@@ -269,14 +269,15 @@ fn crashes_are_named() {
 fn ignored_tests_run_when_told_to() {
     for isolation in [Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, ..LibtestOptions::default() };
-        let session = Session::new(options, Fixtures::get().unit());
-        let results = session.run(&items(&["ignored", "should_panic_and_does"]));
+        let unit = Fixtures::get().unit();
+        let results = Session::new(options.clone(), unit.clone()).run(&items(&["ignored", "should_panic_and_does"]));
         let result = &results["ignored"];
         assert_eq!((result.outcome, result.message.as_deref()), (TestOutcome::Skipped, Some("takes long")));
         assert_eq!(results["should_panic_and_does"].outcome, TestOutcome::Passed);
 
-        let told = RunItem { ignored: true, ..item(9, "ignored") };
-        assert_eq!(session.run(&[told, item(10, "passes")])["ignored"].outcome, TestOutcome::Passed);
+        let told = Unit { extra_args: vec!["--include-ignored".to_owned()], ..unit };
+        let results = Session::new(options, told).run(&items(&["ignored", "passes"]));
+        assert_eq!(results["ignored"].outcome, TestOutcome::Passed);
     }
 }
 

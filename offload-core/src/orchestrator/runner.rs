@@ -155,7 +155,6 @@ impl TestRunner {
                         unit: key,
                         name: record.name.clone(),
                         attempt: job.instance.attempt,
-                        ignored: false,
                         timeout_ms: u64::try_from(timeout.as_millis()).ok(),
                     });
                 }

@@ -24,7 +24,6 @@ const LONGEST_LINE: usize = 4 << 20;
 /// Runs tests in one process. Returns `false` when nothing came of it and the tests of this unit are better run in a
 /// process each: the harness does not know the format, or cannot even start.
 pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture: bool) -> bool {
-    let include_ignored = items.iter().any(|item| item.ignored);
     let mut command = slot.command(unit);
     if !slot.has_env(unit, "RUSTC_BOOTSTRAP") {
         // The harness takes any value as leave to use unstable options; for a rustc that a test starts, 0 means no.
@@ -34,9 +33,6 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
     let extra_args = without_ours(&unit.extra_args);
     if no_capture && !has_flag(&extra_args, "--nocapture") && !has_flag(&extra_args, "--no-capture") {
         command.arg("--nocapture");
-    }
-    if include_ignored && !has_flag(&extra_args, "--ignored") && !has_flag(&extra_args, "--include-ignored") {
-        command.arg("--include-ignored");
     }
 
     let (mut pending, twice) = Pending::new(items);

@@ -23,12 +23,6 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
     if !unit.args.iter().any(|arg| arg == "--") {
         command.arg("--");
     }
-    if items.iter().any(|item| item.ignored)
-        && !has_flag(&unit.extra_args, "--ignored")
-        && !has_flag(&unit.extra_args, "--include-ignored")
-    {
-        command.arg("--include-ignored");
-    }
     if no_capture && !has_flag(&unit.extra_args, "--nocapture") && !has_flag(&unit.extra_args, "--no-capture") {
         command.arg("--nocapture");
     }

@@ -23,9 +23,6 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
             // The pipes capture; and what other threads and children of the test write is then captured with it.
             command.arg("--nocapture");
         }
-        if item.ignored && !given("--ignored") && !given("--include-ignored") {
-            command.arg("--include-ignored");
-        }
     }
     command.args(&unit.extra_args);
 
