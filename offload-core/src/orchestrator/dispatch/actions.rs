@@ -1,0 +1,190 @@
+//! What the scheduler wants done: creating sandboxes, giving them tests and taking those back, settling outcomes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Assigned, Dispatcher, Fact, Place};
+use crate::event::{FinishedTest, RunEvent, StopReason};
+use crate::framework::{TestInstance, TestOutcome};
+use crate::orchestrator::runner::Job;
+use crate::orchestrator::scheduler::{Action, Assignment, SandboxIndex};
+use crate::provider::{Sandbox, SandboxRequest};
+use crate::report::summary::LostSandbox;
+
+/// The first pause before a sandbox is created anew after one broke; it doubles with every further loss in a row.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+
+impl Dispatcher<'_> {
+    pub(super) async fn act(&mut self) {
+        while let Some(action) = self.scheduler.next_action(self.now()) {
+            match action {
+                Action::CreateSandbox(index) => {
+                    let id = format!("{}-{}", self.run_id, index.0).into();
+                    let place = Place { id, runner: None, assigned: HashMap::new(), busy: Duration::ZERO };
+                    self.places.insert(index, place);
+                    let pooled = self.pool.lock().await.take();
+                    if self.may_create() || pooled.is_some() {
+                        self.create(index, pooled);
+                    } else {
+                        self.waiting.push(index);
+                    }
+                }
+                Action::Assign { sandbox, tests } => self.assign(sandbox, &tests),
+                Action::TakeBack { sandbox, tests } => {
+                    if let Some(runner) = self.places.get(&sandbox).and_then(|place| place.runner.as_ref()) {
+                        runner.take_back(tests.into_iter().map(|test| test.0).collect());
+                    }
+                }
+                Action::Cancel { sandbox, test } => {
+                    if let Some(runner) = self.places.get(&sandbox).and_then(|place| place.runner.as_ref()) {
+                        runner.cancel(vec![test.0]);
+                    }
+                }
+                Action::Release(sandbox) => self.release(sandbox),
+                Action::Settle(test) => {
+                    let test = &mut self.tests[test.0 as usize];
+                    test.settled = true;
+                    let attempts = std::mem::take(&mut test.attempts);
+                    let finished = FinishedTest::from_attempts(Arc::clone(&test.info), attempts);
+                    self.settle(finished);
+                }
+                Action::GiveUp(test) => {
+                    let test = &mut self.tests[test.0 as usize];
+                    test.settled = true;
+                    let attempts = std::mem::take(&mut test.attempts);
+                    let reason = format!("its sandbox was lost every time it ran; the last time: {}", self.last_loss);
+                    let info = Arc::clone(&test.info);
+                    self.settle(FinishedTest::without_result(info, TestOutcome::Error, attempts, reason));
+                }
+                Action::Retry { test, attempts_left } => {
+                    let test = &self.tests[test.0 as usize];
+                    if let Some(attempt) = test.attempts.last() {
+                        let event = RunEvent::AttemptFailed {
+                            test: Arc::clone(&test.info),
+                            attempt: attempt.clone(),
+                            attempts_left,
+                        };
+                        self.emit(event);
+                    }
+                }
+                Action::Repeat(test) => drop(self.tests[test.0 as usize].attempts.pop()),
+                Action::Abort => {
+                    let text = format!(
+                        "Sandboxes of the provider `{}` keep breaking and no test gets done. The last time: {}",
+                        self.orchestrator.provider.name(),
+                        self.last_loss
+                    );
+                    self.stop_for_infrastructure(text);
+                }
+                Action::MaxFailReached => {
+                    self.result.summary.stopped.get_or_insert(StopReason::MaxFail);
+                    self.emit(RunEvent::Stopping { reason: StopReason::MaxFail });
+                }
+            }
+        }
+    }
+
+    /// Sandboxes that share nothing with this machine start from a copy of its files: not before all of them are there.
+    fn may_create(&self) -> bool {
+        self.prepared && !(self.building && self.orchestrator.provider.isolates())
+    }
+
+    pub(super) fn create_waiting(&mut self) {
+        if self.may_create() {
+            for sandbox in std::mem::take(&mut self.waiting) {
+                self.create(sandbox, None);
+            }
+        }
+    }
+
+    fn create(&mut self, index: SandboxIndex, pooled: Option<Box<dyn Sandbox>>) {
+        self.creating += 1;
+        let facts = self.facts.clone();
+        let provider = Arc::clone(&self.orchestrator.provider);
+        let copy_dirs = self.orchestrator.copy_dirs.clone();
+        let request = SandboxRequest {
+            name: format!("{}-{}", self.run_id, index.0),
+            index: index.0 as usize,
+            env: self.orchestrator.env.clone(),
+        };
+        let doublings = self.losses_in_a_row.saturating_sub(1).min(6);
+        let pause = if self.losses_in_a_row == 0 { Duration::ZERO } else { FIRST_BACKOFF * (1 << doublings) };
+        tokio::spawn(async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            let begun = Instant::now();
+            let result = async {
+                let sandbox = match pooled {
+                    Some(sandbox) => sandbox,
+                    None => provider.create_sandbox(&request).await?,
+                };
+                for dir in &copy_dirs {
+                    if let Err(error) = sandbox.upload(&dir.local, &dir.remote).await {
+                        let _ = sandbox.terminate().await;
+                        return Err(error);
+                    }
+                }
+                Ok(sandbox)
+            }
+            .await;
+            let _ = facts.send(Fact::Created(index, result, begun.elapsed()));
+        });
+    }
+
+    fn assign(&mut self, sandbox: SandboxIndex, tests: &[Assignment]) {
+        let Some(place) = self.places.get_mut(&sandbox) else { return };
+        let Some(runner) = &mut place.runner else { return };
+        let mut jobs = Vec::with_capacity(tests.len());
+        for assignment in tests {
+            let test = &self.tests[assignment.test.0 as usize];
+            let assigned = Assigned { attempt: assignment.attempt, started_at: None, slow: false };
+            place.assigned.insert(assignment.test.0, assigned);
+            jobs.push(Job {
+                key: assignment.test.0,
+                instance: TestInstance { record: Arc::clone(&test.record), attempt: assignment.attempt },
+                unit: test.unit,
+            });
+        }
+        runner.run(jobs);
+    }
+
+    /// A sandbox broke, or could not be created. Its tests go elsewhere.
+    pub(super) fn lose(&mut self, index: SandboxIndex, reason: String) {
+        let now = self.now();
+        let Some(place) = self.places.get_mut(&index) else { return };
+        let id = Arc::clone(&place.id);
+        let started = place.assigned.drain().filter(|(_, assigned)| assigned.started_at.is_some());
+        let requeued: Vec<_> = started.map(|(key, _)| self.tests[key as usize].info.id.clone()).collect();
+        let has_runner = place.runner.is_some();
+        self.losses_in_a_row += 1;
+        self.last_loss.clone_from(&reason);
+        self.scheduler.sandbox_lost(index, now);
+        let lost = LostSandbox { sandbox: Arc::clone(&id), reason: reason.clone(), requeued: requeued.len() };
+        self.result.lost.push(lost);
+        self.emit(RunEvent::SandboxLost { sandbox: id, reason, requeued });
+        if has_runner {
+            self.terminate(index);
+        } else {
+            self.places.remove(&index);
+        }
+    }
+
+    pub(super) fn release(&mut self, index: SandboxIndex) {
+        let Some(place) = self.places.get(&index) else { return };
+        let (sandbox, busy) = (Arc::clone(&place.id), place.busy);
+        self.emit(RunEvent::SandboxFinished { sandbox, busy });
+        self.terminate(index);
+    }
+
+    fn terminate(&mut self, index: SandboxIndex) {
+        let Some(runner) = self.places.get_mut(&index).and_then(|place| place.runner.take()) else { return };
+        self.terminating += 1;
+        let facts = self.facts.clone();
+        tokio::spawn(async move {
+            let result = runner.finish().await;
+            let _ = facts.send(Fact::Terminated(index, result));
+        });
+    }
+}

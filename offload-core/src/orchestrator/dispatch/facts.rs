@@ -1,0 +1,265 @@
+//! What happens to a run: tests are found, sandboxes come and go, tests start and end, somebody wants it to end.
+//!
+//! Facts from sandboxes are not to be trusted: those about tests that a sandbox does not have are ignored.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Dispatcher, Fact, Test};
+use crate::event::{Attempt, FinishedTest, NativeEvent, RunEvent, StopReason, TestInfo};
+use crate::framework::{Discovered, FrameworkResult, TestOutcome, TestRecord, TestResult};
+use crate::orchestrator::cancel::Urgency;
+use crate::orchestrator::runner::{Report, TestRunner};
+use crate::orchestrator::scheduler::{SandboxIndex, TestIndex, TestSpec, Verdict};
+use crate::provider::{ProviderError, ProviderResult, Sandbox};
+use crate::worker::{Harness, Message, TestKey, UnitKey};
+
+/// How long a message takes to a worker in this process and back.
+const LOCAL_ROUND_TRIP: Duration = Duration::from_micros(100);
+/// How long a command takes to start elsewhere, until a provider says otherwise.
+const REMOTE_ROUND_TRIP: Duration = Duration::from_millis(50);
+/// How long workers get to end killed tests before the run ends without them.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Dispatcher<'_> {
+    pub(super) fn on_discovered(&mut self, found: Discovered) {
+        match found {
+            Discovered::Tests(records) => self.add_tests(records),
+            Discovered::BuildStarted => {
+                self.building = true;
+                self.emit(RunEvent::BuildStarted);
+            }
+            Discovered::BuildOutput(line) => drop(self.emit(RunEvent::BuildOutput { line })),
+            Discovered::BuildFinished { success, duration } => {
+                self.building = false;
+                self.emit(RunEvent::BuildFinished { success, duration });
+                self.create_waiting();
+            }
+            Discovered::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
+            Discovered::Problem(text) => self.problem(text),
+            Discovered::Native(event) => drop(self.emit(RunEvent::Native(event))),
+        }
+    }
+
+    fn add_tests(&mut self, records: Vec<TestRecord>) {
+        let (mut to_run, mut skipped) = (0, Vec::new());
+        for record in records {
+            let info = Arc::new(TestInfo {
+                id: record.id.clone(),
+                name: record.name.clone(),
+                suite: record.suite.id.clone(),
+                group: Arc::clone(&record.group),
+                line: record.line,
+                // As the scheduler numbers them.
+                number: u32::try_from(self.tests.len()).unwrap_or(u32::MAX),
+            });
+            if let Some(reason) = &record.skipped {
+                skipped.push(FinishedTest::without_result(info, TestOutcome::Skipped, Vec::new(), &**reason));
+                continue;
+            }
+            to_run += 1;
+            let next_suite = u32::try_from(self.suites.len()).unwrap_or(u32::MAX);
+            let suite = *self.suites.entry(record.suite.id.clone()).or_insert(next_suite);
+            let next_unit = UnitKey::try_from(self.units.len()).unwrap_or(UnitKey::MAX);
+            let unit = record.suite.unit.as_ref().map(|unit| *self.units.entry(Arc::as_ptr(unit)).or_insert(next_unit));
+            let retries = if record.group.is_empty() {
+                record.retry_count.max(self.orchestrator.config.offload.retry_count)
+            } else {
+                record.retry_count
+            };
+            self.scheduler.add_test(TestSpec {
+                suite,
+                expected: self.orchestrator.expected(&record),
+                retries,
+                alone: record.schedule_individual,
+                together: record.suite.unit.as_ref().is_some_and(|unit| unit.harness == Harness::Doctest),
+                provisional: record.provisional,
+                home: record.address.and_then(|address| address.home).map(SandboxIndex),
+            });
+            self.tests.push(Test { record: Arc::new(record), info, unit, attempts: Vec::new(), settled: false });
+        }
+        self.emit(RunEvent::TestsFound { to_run, skipped: skipped.len() });
+        for test in skipped {
+            self.settle(test);
+        }
+    }
+
+    pub(super) fn on_discovery_end(&mut self, end: FrameworkResult<()>) {
+        if let Err(error) = end {
+            self.problem(error.to_string());
+        }
+        self.building = false;
+        self.create_waiting();
+        self.scheduler.discovery_finished();
+        let (to_run, skipped) = (self.tests.len(), self.result.summary.skipped);
+        self.emit(RunEvent::DiscoveryFinished { to_run, skipped });
+    }
+
+    pub(super) fn on_fact(&mut self, fact: Fact) {
+        match fact {
+            Fact::Prepared(Ok(())) => {
+                self.prepared = true;
+                self.create_waiting();
+            }
+            Fact::Prepared(Err(error)) => {
+                self.stop_for_infrastructure(format!("The sandboxes could not be prepared: {error}"));
+                for sandbox in std::mem::take(&mut self.waiting) {
+                    self.places.remove(&sandbox);
+                    self.scheduler.sandbox_lost(sandbox, self.now());
+                }
+            }
+            Fact::Created(index, result, took) => {
+                self.creating -= 1;
+                self.on_created(index, result, took);
+            }
+            Fact::Terminated(index, result) => {
+                self.terminating -= 1;
+                if let Err(error) = result {
+                    let id = self.places.get(&index).map_or_else(String::new, |place| place.id.to_string());
+                    self.emit(RunEvent::Warning { text: format!("The sandbox `{id}` may be left behind: {error}") });
+                }
+                self.places.remove(&index);
+            }
+        }
+    }
+
+    fn on_created(&mut self, index: SandboxIndex, result: ProviderResult<Box<dyn Sandbox>>, took: Duration) {
+        let now = self.now();
+        let failure = match result {
+            Ok(sandbox) => {
+                let sandbox: Arc<dyn Sandbox> = Arc::from(sandbox);
+                let round_trip = if sandbox.host_slot().is_some() { LOCAL_ROUND_TRIP } else { REMOTE_ROUND_TRIP };
+                match TestRunner::start(index, sandbox, &self.context) {
+                    Ok(runner) => {
+                        let id = runner.id();
+                        if let Some(place) = self.places.get_mut(&index) {
+                            place.id = Arc::clone(&id);
+                            place.runner = Some(runner);
+                        }
+                        self.scheduler.sandbox_ready(index, round_trip, now);
+                        self.emit(RunEvent::SandboxReady { sandbox: id, duration: took });
+                        return;
+                    }
+                    Err(error) => format!("its worker could not be started: {error}"),
+                }
+            }
+            Err(error) => {
+                if matches!(error, ProviderError::Unusable(_)) {
+                    self.stop_for_infrastructure(error.to_string());
+                }
+                error.to_string()
+            }
+        };
+        self.lose(index, failure);
+    }
+
+    pub(super) fn on_report(&mut self, index: SandboxIndex, report: Report) {
+        match report {
+            Report::Lost(reason) => self.lose(index, reason),
+            Report::Native(key, event) => self.on_native(index, key, event),
+            Report::Renamed(id) => {
+                if let Some(place) = self.places.get_mut(&index) {
+                    place.id = id;
+                }
+            }
+            Report::Message(Message::Started { key }) => self.on_started(index, key),
+            Report::Message(Message::Finished { key, result }) => self.on_finished(index, key, *result),
+            Report::Message(Message::TakenBack { tests }) => {
+                let now = self.now();
+                let Some(place) = self.places.get_mut(&index) else { return };
+                for key in &tests {
+                    place.assigned.remove(key);
+                }
+                let tests: Vec<TestIndex> = tests.into_iter().map(TestIndex).collect();
+                self.scheduler.taken_back(index, &tests, now);
+            }
+            Report::Message(Message::Output { key, text }) => {
+                if let Some(test) = self.tests.get(key as usize) {
+                    let test = Arc::clone(&test.info);
+                    self.emit(RunEvent::TestOutput { test, text });
+                }
+            }
+            Report::Message(Message::Log { text }) => tracing::info!(sandbox = index.0, "{text}"),
+            Report::Message(Message::Bye { reason: Some(reason) }) => self.lose(index, reason),
+            Report::Message(Message::Ready { .. } | Message::Alive | Message::Bye { reason: None }) => {}
+        }
+    }
+
+    pub(super) fn on_native(&mut self, index: SandboxIndex, key: Option<TestKey>, mut event: NativeEvent) {
+        event.sandbox = event.sandbox.or_else(|| self.places.get(&index).map(|place| Arc::clone(&place.id)));
+        event.test = key.and_then(|key| self.tests.get(key as usize)).map(|test| Arc::clone(&test.info));
+        self.emit(RunEvent::Native(event));
+    }
+
+    fn on_started(&mut self, index: SandboxIndex, key: TestKey) {
+        let now = self.now();
+        let Some(place) = self.places.get_mut(&index) else { return };
+        let Some(assigned) = place.assigned.get_mut(&key) else { return };
+        assigned.started_at = Some(now);
+        let (attempt, sandbox) = (assigned.attempt, Arc::clone(&place.id));
+        self.scheduler.started(index, TestIndex(key), now);
+        let test = Arc::clone(&self.tests[key as usize].info);
+        self.emit(RunEvent::TestStarted { test, attempt, sandbox });
+    }
+
+    fn on_finished(&mut self, index: SandboxIndex, key: TestKey, result: TestResult) {
+        let now = self.now();
+        let Some(place) = self.places.get_mut(&index) else { return };
+        let Some(assigned) = place.assigned.remove(&key) else { return };
+        place.busy += result.duration;
+        self.losses_in_a_row = 0;
+        let verdict = if result.outcome.is_failure() { Verdict::Failed } else { Verdict::Passed };
+        let attempt = Attempt {
+            number: assigned.attempt,
+            sandbox: Arc::clone(&place.id),
+            // Quick tests are announced when they have ended.
+            started_at: now.saturating_sub(result.duration),
+            result,
+        };
+        if self.scheduler.finished(index, TestIndex(key), verdict, now) {
+            self.tests[key as usize].attempts.push(attempt);
+        }
+    }
+
+    pub(super) fn on_cancel(&mut self, urgency: Urgency) {
+        if self.result.summary.stopped != Some(StopReason::Interrupted) {
+            self.result.summary.stopped = Some(StopReason::Interrupted);
+            self.emit(RunEvent::Stopping { reason: StopReason::Interrupted });
+            self.scheduler.discovery_finished();
+            self.scheduler.stop();
+        }
+        for runner in self.places.values().filter_map(|place| place.runner.as_ref()) {
+            match urgency {
+                Urgency::Now => runner.kill(),
+                _ => runner.cancel(Vec::new()),
+            }
+        }
+        if urgency == Urgency::Now {
+            self.give_up_at = Some(Instant::now() + KILL_PATIENCE);
+        }
+    }
+
+    pub(super) fn on_tick(&mut self) {
+        let now = self.now();
+        let limit = self.orchestrator.config.offload.slow_test;
+        let mut slow = Vec::new();
+        for place in self.places.values_mut() {
+            for (&key, assigned) in &mut place.assigned {
+                if let Some(started_at) = assigned.started_at
+                    && !assigned.slow
+                    && now.saturating_sub(started_at) > limit
+                {
+                    assigned.slow = true;
+                    slow.push((key, now.saturating_sub(started_at)));
+                }
+            }
+        }
+        for (key, elapsed) in slow {
+            let test = Arc::clone(&self.tests[key as usize].info);
+            self.emit(RunEvent::TestSlow { test, elapsed });
+        }
+        for reporter in &mut self.reporters {
+            reporter.tick();
+        }
+    }
+}
