@@ -1,0 +1,128 @@
+//! Tests that are ended or taken back, and what is left of them.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use offload_core::framework::{Isolation, TestOutcome};
+use offload_core::worker::libtest::LibtestOptions;
+use offload_core::worker::{Message, Request, RunItem, StartGate, StartPermit};
+
+use crate::support::{Fixtures, Session, is_dead, item, items, pid_in, unit_with_pid_file, wait_until};
+
+#[test]
+fn a_time_out_leaves_nothing_behind() {
+    for isolation in [Isolation::Process, Isolation::Binary] {
+        let dir = tempfile::tempdir().unwrap();
+        let (unit, pid_file) = unit_with_pid_file(dir.path());
+        let options = LibtestOptions { isolation, kill_grace: Duration::from_millis(50), ..LibtestOptions::default() };
+        let session = Session::new(options, unit);
+        let hanging = RunItem { timeout_ms: Some(1500), ..item(1, "hangs_with_a_child") };
+        let results = session.run(&[hanging, item(2, "passes")]);
+        let result = &results["hangs_with_a_child"];
+        assert_eq!(result.outcome, TestOutcome::TimedOut, "{result:?}");
+        assert_eq!(result.message.as_deref(), Some("ran longer than its limit of 1.5 s"));
+        assert!(!result.leaky, "{result:?}");
+        if isolation == Isolation::Process {
+            assert!(result.stdout.text.starts_with("child "), "{result:?}");
+        }
+        assert_eq!(results["passes"].outcome, TestOutcome::Passed);
+        let grandchild = pid_in(&pid_file);
+        wait_until("the grandchild dies", || is_dead(&grandchild));
+    }
+}
+
+#[test]
+fn a_leaked_child_that_holds_the_output_holds_up_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (unit, pid_file) = unit_with_pid_file(dir.path());
+    let results = Session::new(LibtestOptions::default(), unit).run(&items(&["leaks", "passes"]));
+    assert_eq!(results["leaks"].outcome, TestOutcome::Passed);
+    assert!(results["leaks"].leaky);
+    assert!(!results["passes"].leaky);
+    let leaked = pid_in(&pid_file);
+    assert!(!is_dead(&leaked), "what a test leaves behind is not killed, as under cargo test");
+    assert!(Command::new("kill").args(["-9", &leaked]).status().unwrap().success());
+}
+
+#[test]
+fn queued_tests_are_taken_back_while_another_runs() {
+    let session = Session::new(LibtestOptions::default(), Fixtures::get().unit());
+    session.worker.send(Request::Run { tests: items(&["hangs", "passes", "panics", "aborts"]) });
+    session.wait_for_start(0);
+    session.worker.send(Request::TakeBack { tests: vec![3, 1, 0, 99] });
+    assert_eq!(session.next(), Message::TakenBack { tests: vec![1, 3] });
+    session.worker.send(Request::Cancel { tests: vec![2] });
+    assert_eq!(session.next(), Message::TakenBack { tests: vec![2] });
+    session.worker.send(Request::Cancel { tests: Vec::new() });
+    assert_eq!(session.next(), Message::TakenBack { tests: vec![0] });
+    assert_eq!(session.run(&[item(7, "passes")])["passes"].outcome, TestOutcome::Passed);
+    session.worker.send(Request::Shutdown);
+    assert_eq!(session.next(), Message::Bye { reason: None });
+}
+
+#[test]
+fn cancelling_the_running_test_of_a_batch_spares_the_others() {
+    let session = Session::binary(Fixtures::get().unit());
+    let hanging = RunItem { timeout_ms: None, ..item(0, "hangs") };
+    session.worker.send(Request::Run { tests: vec![hanging, item(1, "passes"), item(2, "passes_too")] });
+    session.wait_for_start(0);
+    session.worker.send(Request::Cancel { tests: vec![0, 2] });
+    let mut messages = Vec::new();
+    while messages.len() < 4 {
+        messages.push(session.next());
+    }
+    assert!(
+        matches!(messages.pop(), Some(Message::Finished { key: 1, result }) if result.outcome == TestOutcome::Passed)
+    );
+    assert_eq!(
+        messages,
+        [Message::TakenBack { tests: vec![0] }, Message::TakenBack { tests: vec![2] }, Message::Started { key: 1 }]
+    );
+}
+
+#[test]
+fn dropping_or_killing_a_worker_ends_what_runs() {
+    for kill in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (unit, pid_file) = unit_with_pid_file(dir.path());
+        let options = LibtestOptions { kill_grace: Duration::from_millis(50), ..LibtestOptions::default() };
+        let session = Session::new(options, unit);
+        session.worker.send(Request::Run { tests: items(&["hangs_with_a_child", "passes"]) });
+        session.wait_for_start(0);
+        let grandchild = pid_in(&pid_file);
+        if kill {
+            session.worker.kill();
+        }
+        drop(session.worker);
+        assert_eq!(
+            session.messages.iter().collect::<Vec<_>>(),
+            [Message::TakenBack { tests: vec![0] }, Message::Bye { reason: None }]
+        );
+        wait_until("the grandchild dies", || is_dead(&grandchild));
+    }
+}
+
+/// Lets nobody pass until it is told that nobody has to.
+struct Closed;
+
+impl StartGate for Closed {
+    fn pass(&self, slot: usize, give_up: &dyn Fn() -> bool) -> StartPermit {
+        assert_eq!(slot, 5);
+        while !give_up() {
+            std::thread::yield_now();
+        }
+        StartPermit::default()
+    }
+}
+
+#[test]
+fn a_test_that_waits_at_the_gate_can_be_taken_back() {
+    let options = LibtestOptions { gate: Some(Arc::new(Closed)), slot: 5, ..LibtestOptions::default() };
+    let session = Session::new(options, Fixtures::get().unit());
+    session.worker.send(Request::Run { tests: items(&["passes"]) });
+    session.worker.send(Request::TakeBack { tests: vec![0] });
+    assert_eq!(session.next(), Message::TakenBack { tests: vec![0] });
+    session.worker.send(Request::Shutdown);
+    assert_eq!(session.next(), Message::Bye { reason: None });
+}
