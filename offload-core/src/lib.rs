@@ -36,6 +36,7 @@ pub mod cache;
 pub mod config;
 pub mod connector;
 pub mod event;
+pub mod files;
 pub mod framework;
 pub mod orchestrator;
 pub mod provider;
