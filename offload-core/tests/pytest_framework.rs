@@ -1,6 +1,6 @@
 //! The framework `pytest` with a real pytest, run in sandboxes of the provider `local`.
 
-#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 #[path = "support/python.rs"]
 mod python;
@@ -28,13 +28,7 @@ struct Project(tempfile::TempDir);
 
 impl Project {
     fn new(files: &[(&str, &str)]) -> Self {
-        let dir = tempfile::Builder::new().prefix("it's a $project ").tempdir().unwrap();
-        for (name, text) in files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        Self(dir)
+        Self(python::project(files))
     }
 
     fn path(&self) -> &Path {

@@ -1,6 +1,6 @@
 //! pytest's tests on workers forked from one template, with a real pytest and the worker of the wheel.
 
-#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 #[path = "support/python.rs"]
 mod python;
@@ -62,12 +62,7 @@ impl Reporter for Recorder {
 
 impl Project {
     fn new(files: &[(&str, &str)]) -> Self {
-        let dir = tempfile::Builder::new().prefix("it's a $project ").tempdir().unwrap();
-        for (name, text) in files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
+        let dir = python::project(files);
         let config = OffloadConfig { test_timeout: Duration::MAX, ..OffloadConfig::default() };
         Self { dir, args: Vec::new(), workers: 2, config, despite_errors: false, cancel_in: None }
     }

@@ -3,6 +3,22 @@
 
 use crate::support::{Run, cargo_offload, offload};
 
+/// What is the same for all of them.
+const GENERAL_OPTIONS: &str = "General options:
+  -c, --config <PATH>  Use this configuration file (offload.toml, or a Cargo.toml or pyproject.toml
+                       that holds one)
+  -v, --verbose...     Say more: a line for each test (-v), what offload itself does (-vv)
+  -q, --quiet          Say less: failures and the totals only
+      --color <WHEN>   Colour the output [default: auto] [possible values: auto, always, never]
+";
+
+/// The short form, without the general options, which each has.
+fn short_help(program: &str, args: &[&str]) -> String {
+    let text = help(program, args);
+    assert!(text.contains(GENERAL_OPTIONS), "{text}");
+    text.replace(GENERAL_OPTIONS, "[general options]\n")
+}
+
 fn help(program: &str, args: &[&str]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let mut command = if program == "offload" { offload(dir.path()) } else { cargo_offload(dir.path()) };
@@ -12,7 +28,7 @@ fn help(program: &str, args: &[&str]) -> String {
 
 #[test]
 fn cargo_offload_in_short() {
-    insta::assert_snapshot!(help("cargo offload", &["-h"]), @r#"
+    insta::assert_snapshot!(short_help("cargo offload", &["-h"]), @r#"
     Run the tests of a Cargo workspace, in parallel, each in its own process
 
     Usage: cargo offload [OPTIONS] [FILTERS]... [-- <ARGS>...]
@@ -78,12 +94,7 @@ fn cargo_offload_in_short() {
           --progress <HOW>           How progress is shown [default: auto] [possible values: auto, bar,
                                      plain, none]
 
-    General options:
-      -c, --config <PATH>  Use this configuration file (offload.toml, or a Cargo.toml or pyproject.toml
-                           that holds one)
-      -v, --verbose...     Say more: a line for each test (-v), what offload itself does (-vv)
-      -q, --quiet          Say less: failures and the totals only
-          --color <WHEN>   Colour the output [default: auto] [possible values: auto, always, never]
+    [general options]
 
     All options, and what the exit codes mean: cargo offload --help
     "#);
@@ -91,7 +102,7 @@ fn cargo_offload_in_short() {
 
 #[test]
 fn offload_in_short() {
-    insta::assert_snapshot!(help("offload", &["-h"]), @r#"
+    insta::assert_snapshot!(short_help("offload", &["-h"]), @r#"
     Run a test suite over many isolated sandboxes, as offload.toml says
 
     Usage: offload [OPTIONS] <COMMAND>
@@ -111,12 +122,7 @@ fn offload_in_short() {
       -h, --help     Print help (see more with '--help')
       -V, --version  Print version
 
-    General options:
-      -c, --config <PATH>  Use this configuration file (offload.toml, or a Cargo.toml or pyproject.toml
-                           that holds one)
-      -v, --verbose...     Say more: a line for each test (-v), what offload itself does (-vv)
-      -q, --quiet          Say less: failures and the totals only
-          --color <WHEN>   Colour the output [default: auto] [possible values: auto, always, never]
+    [general options]
 
     What the exit codes mean: offload --help
     "#);
@@ -124,7 +130,7 @@ fn offload_in_short() {
 
 #[test]
 fn offload_run_in_short() {
-    insta::assert_snapshot!(help("offload", &["run", "-h"]), @r#"
+    insta::assert_snapshot!(short_help("offload", &["run", "-h"]), @r#"
     Discover and run tests
 
     Usage: offload run [OPTIONS]
@@ -157,12 +163,7 @@ fn offload_run_in_short() {
           --progress <HOW>           How progress is shown [default: auto] [possible values: auto, bar,
                                      plain, none]
 
-    General options:
-      -c, --config <PATH>  Use this configuration file (offload.toml, or a Cargo.toml or pyproject.toml
-                           that holds one)
-      -v, --verbose...     Say more: a line for each test (-v), what offload itself does (-vv)
-      -q, --quiet          Say less: failures and the totals only
-          --color <WHEN>   Colour the output [default: auto] [possible values: auto, always, never]
+    [general options]
     "#);
 }
 

@@ -1,4 +1,4 @@
-//! A Python to test with.
+//! A Python to test with, and projects for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,4 +30,15 @@ pub fn python() -> PathBuf {
         fs::write(venv.join("complete"), "").unwrap();
     }
     python
+}
+
+/// A project of these files (name, text), in a directory whose name is hard on shells.
+pub fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::Builder::new().prefix("it's a $project ").tempdir().unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    dir
 }
