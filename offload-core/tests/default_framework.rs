@@ -1,21 +1,25 @@
 //! The framework `default` with real shell scripts, run in sandboxes of the provider `local`.
 
-#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use offload_core::config::{DefaultFrameworkConfig, GroupConfig, LocalProviderConfig};
+use offload_core::config::{Config, DefaultFrameworkConfig, GroupConfig, LocalProviderConfig};
 use offload_core::connector::collect;
 use offload_core::framework::default::DefaultFramework;
 use offload_core::framework::{
     Discovered, DiscoverySink, FrameworkError, FrameworkResult, TestFramework, TestInstance, TestOutcome, TestRecord,
     TestResult,
 };
+use offload_core::orchestrator::Orchestrator;
 use offload_core::provider::local::LocalProvider;
 use offload_core::provider::{ExecOutput, SandboxProvider, SandboxRequest};
+use offload_core::report::history::HistoryReporter;
+use offload_core::report::junit::MasterJunitReport;
+use offload_core::report::trace::TraceReporter;
 
 const NASTY: [&str; 6] = [
     "a b  c",
@@ -255,4 +259,39 @@ async fn a_failed_discovery_shows_what_the_command_said() {
         "cannot discover tests: `discover_command` in [framework] failed: exit code 4. It ran: echo no such runner \
          >&2; exit 4\n  no such runner"
     );
+}
+
+/// What a sandbox says of times is as little to be trusted as the rest.
+#[tokio::test]
+async fn absurd_durations_break_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_command = "for test in a b a; do cases=\"$cases<testcase name='$test' time='1e19'/>\"; done; \
+                       echo \"<testsuite>$cases</testsuite>\" > {result_file}; true {tests}";
+    let framework = framework(
+        dir.path(),
+        DefaultFrameworkConfig {
+            discover_command: "printf 'a\\nb\\n'".to_owned(),
+            run_command: run_command.to_owned(),
+            result_file: None,
+            test_id_format: "{name}".to_owned(),
+        },
+    );
+    let history = dir.path().join("history.jsonl");
+    let most = u64::MAX;
+    fs::write(&history, format!("{{\"id\":\"a\",\"passed\":{{\"n\":{most},\"samples\":[1e19,1]}}}}\n").repeat(2))
+        .unwrap();
+    let (junit, trace) = (dir.path().join("junit.xml"), dir.path().join("trace.json"));
+    let mut config = Config::default();
+    config.offload.test_timeout = Duration::MAX;
+    config.history.path = history.clone();
+    let orchestrator = Orchestrator::new(config, LocalProvider::default(), framework, &[], false).with_reporters(vec![
+        Box::new(MasterJunitReport::new(&junit)),
+        Box::new(TraceReporter::new(trace.clone())),
+        Box::new(HistoryReporter::new(&history, 1)),
+    ]);
+    let result = orchestrator.run(&[]).await.unwrap();
+    assert_eq!((result.summary.passed, result.exit_code()), (2, 0), "{result:?}");
+    assert_eq!(result.report_errors, Vec::<String>::new());
+    assert!(junit.exists() && trace.exists());
+    assert!(fs::read_to_string(&history).unwrap().contains("\"id\":\"b\""));
 }

@@ -21,7 +21,8 @@ pub(super) async fn run(
 ) -> Result<Vec<TestResult>, String> {
     let mut command = framework.produce_test_execution_command(tests, result_file);
     if command.timeout.is_none() {
-        command.timeout = Some(tests.iter().map(|test| test.record.timeout.unwrap_or(default_timeout)).sum());
+        let limits = tests.iter().map(|test| test.record.timeout.unwrap_or(default_timeout));
+        command.timeout = Some(limits.fold(Duration::ZERO, Duration::saturating_add));
     }
     let started = Instant::now();
     let stream = sandbox.exec_stream(&command).await.map_err(|error| error.to_string())?;

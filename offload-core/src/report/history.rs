@@ -160,7 +160,7 @@ impl History {
         let mut out = String::with_capacity(self.tests.len() * 256);
         for (id, entry) in &self.tests {
             out.push_str("{\"id\":");
-            out.push_str(&serde_json::to_string(id).expect("strings can be serialised"));
+            out.push_str(&serde_json::Value::from(id.as_str()).to_string());
             entry.passed.write("passed", &mut out);
             entry.failed.write("failed", &mut out);
             out.push_str("}\n");
@@ -230,7 +230,7 @@ impl Reservoir {
 
     /// Vitter's algorithm R. The choice is made by hashing, so that the same runs give the same file.
     fn add(&mut self, id: &str, sample: u64, limit: usize) {
-        self.seen += 1;
+        self.seen = self.seen.saturating_add(1);
         self.samples.truncate(limit);
         if self.samples.len() < limit {
             self.samples.push(sample);
@@ -261,7 +261,7 @@ impl Reservoir {
             let all = samples.len();
             samples = (0..limit).map(|index| samples[(2 * index + 1) * all / (2 * limit)]).collect();
         }
-        let seen = (ours.seen + theirs.seen).saturating_sub(base.seen).max(samples.len() as u64);
+        let seen = ours.seen.saturating_add(theirs.seen).saturating_sub(base.seen).max(samples.len() as u64);
         Self { seen, samples }
     }
 

@@ -53,7 +53,7 @@ pub(super) fn merge(result: &mut TestResult, other: TestResult) {
         TestOutcome::Failed => 3,
         _ => 2,
     };
-    let duration = result.duration + other.duration;
+    let duration = result.duration.saturating_add(other.duration);
     if weight(other.outcome) > weight(result.outcome) {
         *result = other;
     }

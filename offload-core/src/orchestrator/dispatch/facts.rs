@@ -18,6 +18,8 @@ use crate::worker::{Harness, Message, TestKey, UnitKey};
 const LOCAL_ROUND_TRIP: Duration = Duration::from_micros(100);
 /// How long a command takes to start elsewhere, until a provider says otherwise.
 const REMOTE_ROUND_TRIP: Duration = Duration::from_millis(50);
+/// No test runs for longer, whatever a sandbox says: sums and smaller units of what is believed stay within their types.
+const LONGEST_TEST: Duration = Duration::from_secs(1_000_000_000);
 /// How long workers get to end killed tests before the run ends without them.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -202,11 +204,12 @@ impl Dispatcher<'_> {
         self.emit(RunEvent::TestStarted { test, attempt, sandbox });
     }
 
-    fn on_finished(&mut self, index: SandboxIndex, key: TestKey, result: TestResult) {
+    fn on_finished(&mut self, index: SandboxIndex, key: TestKey, mut result: TestResult) {
         let now = self.now();
         let Some(place) = self.places.get_mut(&index) else { return };
         let Some(assigned) = place.assigned.remove(&key) else { return };
-        place.busy += result.duration;
+        result.duration = result.duration.min(LONGEST_TEST);
+        place.busy = place.busy.saturating_add(result.duration);
         self.losses_in_a_row = 0;
         let verdict = if result.outcome.is_failure() { Verdict::Failed } else { Verdict::Passed };
         let attempt = Attempt {
