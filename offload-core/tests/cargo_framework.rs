@@ -1,6 +1,6 @@
 //! The framework `cargo` against real Cargo: small workspaces, made on the spot, without dependencies.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,6 +1,6 @@
 //! The provider that `docs/PROVIDERS.md` shows as an example, compiled and used.
 
-#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 #[path = "custom_provider/provider.rs"]
 mod provider;

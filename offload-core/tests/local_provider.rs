@@ -1,6 +1,6 @@
 //! The provider `local`, from outside.
 
-#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,6 +1,6 @@
 //! The reports, from outside: events in, text out.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 #[path = "report/console.rs"]
 mod console;

@@ -1,8 +1,7 @@
 //! `cargo offload` and `offload` from outside: real processes over real workspaces, judged by what they print, the files
 //! they leave and their exit codes.
 
-// A test that cannot set up its world has failed.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod support;
 

@@ -14,8 +14,15 @@ use super::{
 use crate::framework::Isolation;
 
 /// What the schema spells in TOML as a default.
+#[expect(clippy::expect_used, reason = "the schema is a constant; the tests of the configuration read all of it")]
 pub(super) fn default_value(text: &str) -> toml::Value {
     text.parse().expect("defaults in the schema are TOML")
+}
+
+/// The schema and this module disagree.
+#[expect(clippy::panic, reason = "both are constant, and the tests of the configuration read every key")]
+fn mismatch(key: &str) -> ! {
+    panic!("the schema gives `{key}` neither a default nor bounds that fit; this is a bug of offload")
 }
 
 /// Values by key. The schema gives each of them its type, and most of them a default.
@@ -34,21 +41,21 @@ impl Values<'_> {
     }
 
     fn count<T: TryFrom<i64>>(&self, key: &str) -> T {
-        self.int(key).expect("the schema gives the key a default, and bounds that fit")
+        self.int(key).unwrap_or_else(|| mismatch(key))
     }
 
     fn secs(&self, key: &str) -> Duration {
         match self.get(key) {
             Some(Checked::Int(int)) => Duration::from_secs(int.unsigned_abs()),
             Some(Checked::Float(float)) => Duration::from_secs_f64(*float),
-            _ => unreachable!("the schema gives {key} a default"),
+            _ => mismatch(key),
         }
     }
 
     fn number(&self, key: &str) -> f64 {
         match self.get(key) {
             Some(Checked::Float(float)) => *float,
-            _ => unreachable!("the schema gives {key} a default"),
+            _ => mismatch(key),
         }
     }
 
@@ -64,7 +71,7 @@ impl Values<'_> {
     }
 
     fn string(&self, key: &str) -> String {
-        self.text(key).expect("the schema requires the key or gives it a default")
+        self.text(key).unwrap_or_else(|| mismatch(key))
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {

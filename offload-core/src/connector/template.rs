@@ -58,7 +58,7 @@ pub(crate) fn replace<'v, E>(
             word_start = false;
             continue;
         }
-        let context = *stack.last().expect("the outermost context is never left");
+        let context = stack.last().copied().unwrap_or(Context::Bare);
         let taken = match (context, c) {
             (Context::Single, '\'') | (Context::Double, '"') | (Context::Backquotes, '`') => {
                 stack.pop();

@@ -210,6 +210,7 @@ impl ConsoleReporter {
     ) -> Self {
         let progress = surroundings.progress(options.progress);
         let bar = (progress == Progress::Bar).then(|| {
+            #[expect(clippy::expect_used, reason = "the template is a constant")]
             let style = ProgressStyle::with_template("{msg}").expect("the template is well-formed");
             ProgressBar::with_draw_target(None, target()).with_style(style)
         });

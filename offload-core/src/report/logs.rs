@@ -248,38 +248,41 @@ impl Element {
 
 fn parse(xml: &str) -> Result<Element, String> {
     let mut reader = quick_xml::Reader::from_str(xml);
-    let mut open: Vec<Element> = vec![Element::default()];
+    // The element that is being read, at first the document itself; and those that it is in.
+    let (mut element, mut around) = (Element::default(), Vec::new());
     loop {
         let at = reader.buffer_position();
         let damaged = |error: &dyn std::fmt::Display| format!("{error} (at byte {at})");
         let event = reader.read_event().map_err(|error| damaged(&error))?;
-        let last = open.last_mut().expect("the document itself is never closed");
         match event {
-            Event::Start(start) => open.push(element(&start).map_err(|error| damaged(&error))?),
-            Event::Empty(start) => last.children.push(element(&start).map_err(|error| damaged(&error))?),
-            Event::End(_) => {
-                let closed = open.pop().expect("the reader refuses an end without a start");
-                let parent = open.last_mut().ok_or_else(|| damaged(&"an element ends that never began"))?;
-                parent.children.push(closed);
+            Event::Start(start) => {
+                let child = begin(&start).map_err(|error| damaged(&error))?;
+                around.push(std::mem::replace(&mut element, child));
             }
-            Event::Text(content) => last.text.push_str(&content.xml10_content()),
-            Event::CData(content) => last.text.push_str(&content.xml10_content()),
+            Event::Empty(start) => element.children.push(begin(&start).map_err(|error| damaged(&error))?),
+            Event::End(_) => {
+                let parent = around.pop().ok_or_else(|| damaged(&"an element ends that never began"))?;
+                let ended = std::mem::replace(&mut element, parent);
+                element.children.push(ended);
+            }
+            Event::Text(content) => element.text.push_str(&content.xml10_content()),
+            Event::CData(content) => element.text.push_str(&content.xml10_content()),
             Event::GeneralRef(reference) => {
                 if let Some(c) = reference.resolve_char_ref().map_err(|error| damaged(&error))? {
-                    last.text.push(c);
+                    element.text.push(c);
                 } else if let Some(c) = quick_xml::escape::resolve_xml_entity(&reference.xml10_content()) {
-                    last.text.push_str(c);
+                    element.text.push_str(c);
                 }
             }
-            Event::Eof if open.len() > 1 => return Err("it ends in the middle".to_owned()),
+            Event::Eof if !around.is_empty() => return Err("it ends in the middle".to_owned()),
             Event::Eof => break,
             Event::Comment(_) | Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {}
         }
     }
-    open.pop().and_then(|document| document.children.into_iter().next()).ok_or_else(|| "it is empty".to_owned())
+    element.children.into_iter().next().ok_or_else(|| "it is empty".to_owned())
 }
 
-fn element(start: &BytesStart<'_>) -> Result<Element, quick_xml::Error> {
+fn begin(start: &BytesStart<'_>) -> Result<Element, quick_xml::Error> {
     let mut element = Element { name: start.name().as_ref().to_owned(), ..Element::default() };
     for attribute in start.attributes() {
         let attribute = attribute?;

@@ -1,6 +1,6 @@
 //! Configuration from outside: files, environment and options in; a [`Config`], sentences or diagnoses out.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod diagnostics;
 mod every_key;

@@ -1,7 +1,6 @@
 //! The quick start of the library's documentation: compiled word for word, and run in a small pytest project.
 
-// A test that cannot set up its world has failed.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::process::Command;
 

@@ -69,11 +69,11 @@ impl TermLike for Screen {
     }
 
     fn move_cursor_right(&self, _: usize) -> io::Result<()> {
-        unimplemented!("indicatif does not use it")
+        panic!("indicatif does not use it")
     }
 
     fn move_cursor_left(&self, _: usize) -> io::Result<()> {
-        unimplemented!("indicatif does not use it")
+        panic!("indicatif does not use it")
     }
 
     fn write_line(&self, text: &str) -> io::Result<()> {
