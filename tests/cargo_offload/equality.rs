@@ -186,3 +186,41 @@ fn doctests_see_the_features_of_everything_that_is_selected() {
     let alone = workspace.offload(["-p", "used"]).exits(1).junit();
     assert_eq!(alone.cases.len(), 1);
 }
+
+/// A rustdoc of the user's own, by a path that is relative to where Cargo is called.
+#[test]
+fn doctests_of_several_packages_have_the_users_rustdoc() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let member = |name: &str| format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n");
+    let library = "/// ```\n/// assert_eq!(std::env::var(\"RUSTDOC\").as_deref(), Ok(\"./my rustdoc\"));\n/// ```\n\
+                   pub fn f() {}\n";
+    let files = [
+        ("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"first\", \"second\"]\n"),
+        ("first/Cargo.toml", &member("first")),
+        ("first/src/lib.rs", library),
+        ("second/Cargo.toml", &member("second")),
+        ("second/src/lib.rs", library),
+        ("my rustdoc", "#!/bin/sh\necho called >> \"$CALLS\"\nexec rustdoc \"$@\"\n"),
+    ];
+    let workspace = Workspace::shared("rustdoc of the user", &files);
+    let script = workspace.dir.join("my rustdoc");
+    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let own_rustdoc = |mut command: std::process::Command, calls: &tempfile::NamedTempFile| {
+        command.env("RUSTDOC", "./my rustdoc").env("CALLS", calls.path());
+        command
+    };
+
+    let calls = tempfile::NamedTempFile::new().unwrap();
+    let mut cargo = own_rustdoc(program("cargo", &workspace.dir), &calls);
+    assert!(cargo.args(["test", "--doc"]).output().unwrap().status.success(), "they pass under `cargo test`");
+    assert_eq!(std::fs::read_to_string(calls.path()).unwrap().lines().count(), 2);
+
+    for selection in [&["--doc"][..], &["--doc", "-p", "first"]] {
+        let calls = tempfile::NamedTempFile::new().unwrap();
+        let command = own_rustdoc(crate::support::cargo_offload(&workspace.dir), &calls);
+        let junit = crate::support::Run::new(command, selection).exits(0).junit();
+        assert_eq!(junit.cases.len(), if selection.len() == 1 { 2 } else { 1 });
+        assert!(std::fs::read_to_string(calls.path()).unwrap().lines().count() >= junit.cases.len());
+    }
+}

@@ -572,7 +572,8 @@ impl Discovery<'_> {
     }
 
     fn doctest_context(&self) -> String {
-        format!("{}\n{}", self.toolchain.rustdoc_flags, self.options.feature_args().join(" "))
+        let Toolchain { rustdoc, rustdoc_flags, .. } = &self.toolchain;
+        format!("{}\n{rustdoc_flags}\n{}", rustdoc.display(), self.options.feature_args().join(" "))
     }
 
     async fn finish_listings(&mut self) {

@@ -85,15 +85,15 @@ pub(super) struct OnePackage {
     rustdoc: String,
 }
 
-/// Calls the rustdoc that is named in its environment, for one package.
+/// Calls the rustdoc that is named in its environment, for one package, with the user's `RUSTDOC` if there is one.
 const ONE_PACKAGE: &str = r#"#!/bin/sh
 # Written by cargo offload: `cargo test --doc` for several packages, of which one runs its doctests.
 case " $* " in
 *" --test "*) [ "$CARGO_MANIFEST_DIR" = "$ONE_PACKAGE_DIR" ] || exit 0 ;;
 esac
 rustdoc=$ONE_PACKAGE_RUSTDOC
-[ -x "$rustdoc" ] || rustdoc=rustdoc
-unset RUSTDOC ONE_PACKAGE_DIR ONE_PACKAGE_RUSTDOC
+if [ -n "${ONE_PACKAGE_USERS+set}" ]; then RUSTDOC=$ONE_PACKAGE_USERS; else unset RUSTDOC; fi
+unset ONE_PACKAGE_DIR ONE_PACKAGE_RUSTDOC ONE_PACKAGE_USERS
 exec "$rustdoc" "$@"
 "#;
 
@@ -117,11 +117,11 @@ impl OnePackage {
 
     fn env(&self, package: &Package) -> BTreeMap<String, String> {
         let dir = package.manifest_path.parent().map(ToString::to_string).unwrap_or_default();
-        BTreeMap::from([
-            ("RUSTDOC".to_owned(), self.script.clone()),
-            ("ONE_PACKAGE_DIR".to_owned(), dir),
-            ("ONE_PACKAGE_RUSTDOC".to_owned(), self.rustdoc.clone()),
-        ])
+        let users = std::env::var_os("RUSTDOC").map(|value| value.to_string_lossy().into_owned());
+        let always = [("RUSTDOC", self.script.clone()), ("ONE_PACKAGE_DIR", dir)];
+        let rustdoc = [("ONE_PACKAGE_RUSTDOC", self.rustdoc.clone())];
+        let users = users.map(|users| ("ONE_PACKAGE_USERS", users));
+        always.into_iter().chain(rustdoc).chain(users).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 

@@ -83,10 +83,11 @@ impl Toolchain {
         let own = paths.sysroot.join("bin").join(format!("cargo{}", env::consts::EXE_SUFFIX));
         let called_by_cargo = env::var_os("CARGO").is_some_and(|cargo| !cargo.is_empty());
         let proxied = !called_by_cargo && own.exists();
-        let configured = env::var_os("RUSTDOC").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let rustdoc = configured
-            .or_else(|| config.build.rustdoc.clone())
-            .unwrap_or_else(|| paths.sysroot.join("bin").join(format!("rustdoc{}", env::consts::EXE_SUFFIX)));
+        // `RUSTDOC` is part of the configuration.
+        let rustdoc = config.build.rustdoc.clone().unwrap_or_else(|| {
+            let own = paths.sysroot.join("bin").join(format!("rustdoc{}", env::consts::EXE_SUFFIX));
+            if own.exists() { own } else { PathBuf::from("rustdoc") }
+        });
         let mut rustdoc_flags = String::new();
         for name in ["RUSTDOCFLAGS", "CARGO_ENCODED_RUSTDOCFLAGS", "CARGO_BUILD_RUSTDOCFLAGS", "RUSTFLAGS"] {
             rustdoc_flags.push_str(&env::var(name).unwrap_or_default());
