@@ -6,9 +6,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::ReportError;
+
+/// How long others may take to change a file, and how often they are asked. Who is stopped in the middle of it must not
+/// stop everybody.
+const PATIENCE: Duration = Duration::from_secs(10);
+const ASK_EVERY: Duration = Duration::from_millis(5);
 
 /// Makes sure that reports can be written into `dir`: creates it, and a file in it that is removed again.
 ///
@@ -63,7 +69,7 @@ fn try_replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
         write(&mut writer)?;
         return writer.flush();
     }
-    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = parent(target);
     fs::create_dir_all(dir)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".offload-");
@@ -75,6 +81,44 @@ fn try_replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.persist(target).map_err(|failed| failed.error)?;
     Ok(())
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The right to read, change and replace the file at `path`, which one process (and one thread of it) has at a time.
+pub(crate) struct Turn(Option<File>);
+
+impl Turn {
+    /// Waits for the others. Where a file system has no locks, or somebody keeps his for very long, everybody goes ahead.
+    ///
+    /// It is the directory that is locked: the file is replaced, and one beside it would stay behind.
+    pub(crate) fn wait(path: &Path) -> Self {
+        let target = fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
+        let dir = parent(&target);
+        // What is wrong with the directory is told by whoever writes into it.
+        let lock = fs::create_dir_all(dir).and_then(|()| File::open(dir)).ok();
+        Self(lock.filter(|dir| {
+            let began = Instant::now();
+            loop {
+                match dir.try_lock() {
+                    Ok(()) => return true,
+                    Err(fs::TryLockError::WouldBlock) if began.elapsed() < PATIENCE => std::thread::sleep(ASK_EVERY),
+                    Err(_) => return false,
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0 {
+            // Closing it would do, but for a process that was started meanwhile and has inherited it.
+            let _ = dir.unlock();
+        }
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {

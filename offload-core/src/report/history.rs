@@ -282,8 +282,8 @@ fn micros(duration: Duration) -> u64 {
 
 /// Adds a run to the history file, at its end.
 ///
-/// The file is read when the run is over, so that runs at the same time lose each other's durations only if they end
-/// at the same moment.
+/// The file is read when the run is over, and one run at a time changes it, so that all of several runs at the same time
+/// count.
 pub struct HistoryReporter {
     path: PathBuf,
     reservoir_size: usize,
@@ -308,6 +308,7 @@ impl Reporter for HistoryReporter {
     }
 
     fn finish(&mut self) -> Result<(), ReportError> {
+        let _turn = atomic::Turn::wait(&self.path);
         // What cannot be read must not be replaced either: it may be somebody's only history.
         let (mut history, warnings) = History::load(&self.path).map_err(|source| ReportError {
             what: "the test history",

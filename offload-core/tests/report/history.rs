@@ -38,6 +38,33 @@ fn two_runs_at_once_both_count() {
 }
 
 #[test]
+fn runs_that_end_at_the_same_moment_all_count() {
+    let dir = tempfile::tempdir().unwrap();
+    // The directory is made by whoever comes first.
+    let path = dir.path().join("reports/h.jsonl");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let path = &path;
+            scope.spawn(move || {
+                for number in 0..25 {
+                    let mut reporter = HistoryReporter::new(path, 20);
+                    let mut run = Run::start(&mut reporter);
+                    run.test(&test("s", "all"), vec![result(Passed, 1)]);
+                    run.test(&test("s", &format!("{thread} {number}")), vec![result(Passed, 1)]);
+                    reporter.finish().unwrap();
+                }
+            });
+        }
+    });
+    let (history, warnings) = History::load(&path).unwrap();
+    assert_eq!((history.len(), warnings), (101, vec![]));
+    assert!(history.to_jsonl().contains(r#"{"id":"s all","passed":{"n":100,"#));
+    let left: Vec<_> =
+        std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["h.jsonl"], "nothing else stays behind");
+}
+
+#[test]
 fn what_did_not_execute_teaches_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("h.jsonl");
