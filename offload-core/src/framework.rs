@@ -103,6 +103,8 @@ pub struct TestRecord {
     pub retry_count: u32,
     /// The test wants a sandbox to itself while it runs.
     pub schedule_individual: bool,
+    /// Tests with the same name here run on one sandbox, one after the other, whatever their suites.
+    pub together: Option<Arc<str>>,
     /// Discovered, but not to be run: reported as skipped, with this reason.
     pub skipped: Option<Arc<str>>,
     /// A failure before discovery has ended may be the fault of a build still going on, and is run again after it.
@@ -136,6 +138,7 @@ impl TestRecord {
             group: Arc::from(""),
             retry_count: 0,
             schedule_individual: false,
+            together: None,
             skipped: None,
             provisional: false,
             timeout: None,

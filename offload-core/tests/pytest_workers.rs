@@ -19,7 +19,7 @@ use offload_core::framework::pytest::PytestWorkers;
 use offload_core::orchestrator::{CancelHandle, Orchestrator};
 use offload_core::provider::local::LocalProvider;
 use offload_core::report::Reporter;
-use offload_core::worker::pytest::PytestOptions;
+use offload_core::worker::pytest::{Dist, PytestOptions};
 use python::python;
 use serde_json::json;
 
@@ -86,6 +86,7 @@ impl Project {
         });
         fs::create_dir_all(self.dir.path().join("tmp")).unwrap();
         PytestOptions {
+            dist: Dist::Load,
             python: python(),
             script: WORKER.into(),
             cwd: self.dir.path().to_owned(),

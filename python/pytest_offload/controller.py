@@ -268,6 +268,10 @@ class Controller:
         domain: str = "",
         will_retry: bool = False,
         number: int = 1,
+        duration: float = 0.0,
+        _timed_out: bool = False,
+        stdout: str = "",
+        stderr: str = "",
         *_: object,
     ) -> None:
         path = path or nodeid.partition("::")[0]
@@ -275,7 +279,9 @@ class Controller:
         self.crashes.append((nodeid, worker, message))
 
         def commit() -> None:
-            self._log(attempt, reports.crashed(attempt, message, details, self._node(worker)))
+            said = (("Captured stdout call", stdout), ("Captured stderr call", stderr))
+            sections = [section for section in said if section[1]]
+            self._log(attempt, reports.crashed(attempt, message, details, duration, sections, self._node(worker)))
 
         self._commit(attempt, commit, failed=True)
 

@@ -155,13 +155,11 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
 
 
 def _refuse_what_is_missing(options: argparse.Namespace) -> None:
-    for name, available in (("provider", "local"), ("isolation", "worker"), ("dist", "load")):
-        wanted = getattr(options, "offload_" + name)
-        if wanted != available:
-            raise pytest.UsageError(
-                f"--offload-{name}={wanted} is not supported by this version of offload; "
-                f"the only value is {available!r}"
-            )
+    if options.offload_provider != "local":
+        raise pytest.UsageError(
+            f"--offload-provider={options.offload_provider} is not supported by this version of offload; "
+            "the only value is 'local'"
+        )
     if options.offload_config is not None:
         raise pytest.UsageError(
             "--offload-config is not supported by this version of offload; give the options on the command line or "

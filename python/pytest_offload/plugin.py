@@ -17,10 +17,17 @@ import pytest
 
 from . import options
 from .options import Settings
+from .worker import register_group_marker
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     options.add_options(parser)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Also without --offload: a suite that has groups is to be free of warnings either way.
+    register_group_marker(config)
 
 
 class PlainRun:

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,14 +79,37 @@ def passed(attempt: Attempt, durations: Sequence[float], node: WorkerNode) -> li
     return reports
 
 
-def crashed(attempt: Attempt, message: str, details: str, node: WorkerNode) -> list[pytest.TestReport]:
-    """The reports of a test in which its worker died."""
-    text = f"{message}\n\n{details.rstrip()}" if details.strip() else message
+def crashed(
+    attempt: Attempt,
+    message: str,
+    details: str,
+    duration: float,
+    sections: list[tuple[str, str]],
+    node: WorkerNode,
+) -> list[pytest.TestReport]:
+    """The reports of a test in which its process died, with what it had written until then."""
+    stacks = "\n".join(_without_machinery(details.rstrip().split("\n")))
+    text = f"{message}\n\n{stacks}" if stacks else message
     now = time.time()
-    reports = [_report(attempt, "call", "failed", text, 0.0, now), _report(attempt, "teardown", "passed", None, 0, now)]
+    reports = [
+        _report(attempt, "call", "failed", text, duration, now - duration),
+        _report(attempt, "teardown", "passed", None, 0, now),
+    ]
+    reports[0].sections = sections
     for report in reports:
         _mark(report, attempt, node)
     return reports
+
+
+def _without_machinery(lines: list[str]) -> Iterator[str]:
+    """Stacks, most recent call first, without the frames below the test: all of them are pytest's and Offload's."""
+    below = False
+    for line in lines:
+        if not line.startswith("  File "):
+            below = False
+        if not below:
+            yield line
+            below = "_pytest/" in line and line.endswith((" in pytest_pyfunc_call", " in runtest"))
 
 
 def received(config: pytest.Config, text: str, attempt: Attempt, node: WorkerNode) -> list[pytest.TestReport]:

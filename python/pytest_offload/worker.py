@@ -17,6 +17,7 @@ import copy
 import gc
 import hashlib
 import json
+import mmap
 import os
 import select
 import signal
@@ -49,6 +50,8 @@ TEXT_LIMIT = 4 * 1024 * 1024
 ITEMWISE = ("_pytest.", "_hypothesis_pytestplugin", "pytest_asyncio.", "xdist.")
 # Modules that read the worker's identity early and correctly: they look again in the worker.
 IDENTITY_READERS = ("pytest_cov.", "_pytest.", "__main__", "os", "_collections_abc", "collections.abc", "pluggy.")
+# As xdist describes its marker, for where xdist is not installed.
+XDIST_GROUP = "xdist_group(name): with --offload-dist=loadgroup, tests of one group run in one sandbox, in order."
 # The attributes of a report of which nothing is lost in the short message for a passed test.
 PLAIN_REPORT = frozenset(
     (
@@ -500,6 +503,12 @@ def testrun_uid(request: pytest.FixtureRequest) -> str:
     return str(request.config.workerinput["testrunuid"])  # type: ignore[attr-defined]
 
 
+def register_group_marker(config: pytest.Config) -> None:
+    """Makes xdist's marker a known one where xdist is not installed."""
+    if not any(line.startswith("xdist_group") for line in config.getini("markers")):
+        config.addinivalue_line("markers", XDIST_GROUP)
+
+
 def xdist_fixtures() -> types.ModuleType:
     """A plugin with xdist's fixtures, for where xdist is not installed."""
     plugin = types.ModuleType("offload_fixtures")
@@ -556,6 +565,7 @@ class WorkerPlugin:
         option.usepdb = False
         if not config.pluginmanager.hasplugin("xdist"):
             config.pluginmanager.register(xdist_fixtures(), "offload-fixtures")
+            register_group_marker(config)
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -1044,6 +1054,7 @@ class Worker:
         self.last: tuple[int, nodes.Item] | None = None
         # Items that have run before, with the number of properties that they had when new.
         self.ran: dict[nodes.Item, int] = {}
+        self.isolated = Isolated(self) if self.plugin.init.get("isolation") == "test" else None
 
     def run(self) -> None:
         while True:
@@ -1087,6 +1098,9 @@ class Worker:
         test = self.queue.popleft()
         key = test["key"]
         item = self._item(test)
+        if self.isolated is not None:
+            self.isolated.run(key, item)
+            return
         # A copy of a test is no test's neighbour, but shares its parents: they are left standing.
         following = self._item(self.queue[0]) if self.queue else None
         nextitem = following if following not in (None, item) else copy.copy(item)
@@ -1095,16 +1109,18 @@ class Worker:
             self._renew(item)
         else:
             self.ran[item] = len(item.user_properties)
-        plugin = self.plugin
-        plugin.reports = []
         self.channel.post("started", key=key)
         self.channel.flush()
+        self._execute(key, item, nextitem)
+
+    def _execute(self, key: int, item: nodes.Item, nextitem: nodes.Item | None) -> None:
+        plugin = self.plugin
+        plugin.reports = []
         try:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
         except KeyboardInterrupt:
             plugin.leave_if_forked()
-            self._listen(block=False)
-            if self.ending:
+            if self._must_end():
                 raise
             self._report_interrupt(item, nextitem)
         except BaseException:
@@ -1123,6 +1139,13 @@ class Worker:
             self.queue.clear()
             self.session.__dict__.update(_shouldstop=False, _shouldfail=False, shouldstop=False, shouldfail=False)
 
+    def _must_end(self) -> bool:
+        """Whether it was the orchestrator that interrupted this process."""
+        if self.isolated is not None and self.isolated.is_child:
+            return self.isolated.cancelled
+        self._listen(block=False)
+        return self.ending
+
     def _renew(self, item: nodes.Item) -> None:
         """Makes an item that has run fit to run again, as pytest-rerunfailures does."""
         del item.user_properties[self.ran[item] :]
@@ -1135,7 +1158,7 @@ class Worker:
                 if result is not None and result[2] is not None:
                     definition.cached_result = None
 
-    def _report_interrupt(self, item: nodes.Item, nextitem: nodes.Item) -> None:
+    def _report_interrupt(self, item: nodes.Item, nextitem: nodes.Item | None) -> None:
         """A test that raises KeyboardInterrupt has failed; nobody has asked this process to stop."""
         plugin = self.plugin
         when = ("setup", "call", "teardown")[min(len(plugin.reports), 2)]
@@ -1214,6 +1237,110 @@ class Worker:
 PHASES = {"setup": 0, "call": 1, "teardown": 2}
 
 
+class Isolated:
+    """Runs each test in a fork of the worker, which sets up and tears down everything that the test needs.
+
+    The child speaks on the worker's connection, on which the worker is silent meanwhile. Two bytes of shared memory
+    tell what exit codes cannot: a test can exit with any.
+    """
+
+    DELIVERED = 0
+    CANCELLED = 1
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._shared = mmap.mmap(-1, 2)
+        self._frozen = 0
+        self.is_child = False
+
+    @property
+    def cancelled(self) -> bool:
+        return bool(self._shared[self.CANCELLED])
+
+    def run(self, key: int, item: nodes.Item) -> None:
+        """Runs a test and waits for its process."""
+        worker = self._worker
+        collected = worker.session.testscollected
+        if collected != self._frozen:
+            # Pages with what has been collected stay shared if no child's garbage collector looks at them.
+            self._frozen = collected
+            gc.collect()
+            gc.freeze()
+        worker.channel.flush()
+        self._shared[self.DELIVERED] = 0
+        pid = _fork()
+        if pid == 0:
+            self._be_child(key, item)
+        status = self._wait(pid)
+        if worker.ending and self.cancelled:
+            raise KeyboardInterrupt
+        if not self._shared[self.DELIVERED]:
+            killed = os.WIFSIGNALED(status)
+            worker.channel.post(
+                "crashed",
+                key=key,
+                code=None if killed else os.WEXITSTATUS(status),
+                signal=os.WTERMSIG(status) if killed else None,
+                **self._captured(),
+            )
+
+    def _wait(self, pid: int) -> int:
+        while True:
+            try:
+                return os.waitpid(pid, 0)[1]
+            except KeyboardInterrupt:
+                self._worker._listen(block=False)
+                if self._worker.ending:
+                    self._shared[self.CANCELLED] = 1
+                    os.kill(pid, signal.SIGINT)
+
+    def _captured(self) -> dict[str, str]:
+        """What the test had written when it died. Its capture is the worker's."""
+        capture = self._worker.session.config.pluginmanager.getplugin("capturemanager")
+        if capture is None or not capture.is_globally_capturing():
+            return {}
+        out, err = capture.read_global_capture()
+        return {"stdout": _shorten(out), "stderr": _shorten(err)}
+
+    def _be_child(self, key: int, item: nodes.Item) -> None:
+        worker = self._worker
+        plugin, channel = worker.plugin, worker.channel
+        self.is_child = True
+        code = 1
+        try:
+            plugin.pid = os.getpid()
+            channel.send("started", key=key, pid=plugin.pid)
+            worker._execute(key, item, None)
+            save_coverage(worker.session.config)
+            channel.flush()
+            self._shared[self.DELIVERED] = 1
+            code = 0
+        except pytest.exit.Exception as error:
+            channel.send("exit", reason=str(error.msg), returncode=error.returncode)
+            self._shared[self.DELIVERED] = 1
+        except KeyboardInterrupt:
+            # The run is being ended; what the test has set up is torn down as in any interrupted pytest.
+            with contextlib.suppress(BaseException):
+                worker.session._setupstate.teardown_exact(None)
+        except Closed:
+            pass
+        except BaseException:
+            with contextlib.suppress(Closed):
+                excinfo = pytest.ExceptionInfo.from_current()
+                worker.session.config.notify_exception(excinfo, worker.session.config.option)
+                self._shared[self.DELIVERED] = 1
+        finally:
+            os._exit(code)
+
+
+def save_coverage(config: pytest.Config) -> None:
+    """Writes what pytest-cov has measured in a process that ends without pytest's own end."""
+    coverage = getattr(getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None), "cov", None)
+    if coverage is not None:
+        coverage.stop()
+        coverage.save()
+
+
 class _Chain:
     """Looks to pytest's teardown like a next item with these parents."""
 
@@ -1289,9 +1416,6 @@ def main(argv: list[str]) -> int:
             raise ValueError("expected init, got {!r}".format(init["type"]))
         init["environ"] = environ
         init["command"] = [sys.executable, "-u", os.path.abspath(__file__)]
-        if init.get("isolation", "worker") != "worker":
-            channel.send("fatal", exit_code=4, text="isolation={} is not supported yet".format(init["isolation"]))
-            return 4
     if init.get("sys_path"):
         sys.path[:] = init["sys_path"]
     os.chdir(init["rootdir_cwd"])

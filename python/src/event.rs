@@ -223,7 +223,8 @@ fn attempt_tuple<'py>(
             let seconds = result.duration.as_secs_f64();
             let tail =
                 (test.number, &*test.suite, test.line, &*test.name, will_retry, attempt.number, seconds, timed_out);
-            return join(head, tail.into_pyobject(py)?);
+            let captured = (&*result.stdout.text, &*result.stderr.text);
+            return join(join(head, tail.into_pyobject(py)?)?, captured.into_pyobject(py)?);
         }
         TestOutcome::Passed => "passed",
         TestOutcome::Failed => "failed",

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use offload_core::config::{Config, HistoryConfig, LocalProviderConfig, OffloadConfig, ProviderConfig, RecordHistory};
-use offload_core::worker::pytest::PytestOptions;
-use pyo3::exceptions::{PyKeyError, PyTypeError};
+use offload_core::worker::pytest::{Dist, PytestOptions};
+use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -29,7 +29,7 @@ pub struct Options {
 impl Options {
     /// # Errors
     ///
-    /// `KeyError` for one that is missing, `TypeError` for one of the wrong type.
+    /// `KeyError` for one that is missing, `TypeError` for one of the wrong type, `ValueError` for one that is no choice.
     pub fn from_dict(options: &Bound<'_, PyDict>) -> PyResult<Self> {
         let cwd: PathBuf = required(options, "cwd")?;
         let workers = required::<usize>(options, "workers")?.max(1);
@@ -60,6 +60,9 @@ impl Options {
             cwd,
             env: optional::<BTreeMap<String, String>>(options, "env")?.unwrap_or_default(),
             workers,
+            dist: optional::<String>(options, "dist")?
+                .map_or(Ok(Dist::Load), |name| name.parse())
+                .map_err(|error: String| PyValueError::new_err(format!("the option `dist` of a session: {error}")))?,
             inherit_output: optional(options, "inherit_output")?.unwrap_or(false),
             continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
             init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },

@@ -345,8 +345,8 @@ def test_what_is_missing_is_refused(run: Runner) -> None:
     run.write(test_a="def test_a(): pass")
     for flag in (
         "--offload-provider=docker",
-        "--offload-isolation=test",
-        "--offload-dist=loadscope",
+        "--offload-isolation=module",
+        "--offload-dist=each",
         "--offload-config=x.toml",
         "--offload-retries=-1",
         "--offload-parallel=0",

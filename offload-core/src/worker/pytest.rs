@@ -20,8 +20,8 @@ mod serve;
 
 use std::time::Duration;
 
+pub use host::{Dist, PytestHost, PytestOptions};
 pub(crate) use host::{FromTemplate, WorkerProcess};
-pub use host::{PytestHost, PytestOptions};
 pub(crate) use link::LinkError;
 pub(crate) use message::{Collected, Incoming, Outgoing, UnitLine};
 pub(crate) use serve::{PytestWorker, Said};

@@ -61,7 +61,9 @@ impl Dispatcher<'_> {
             }
             to_run += 1;
             let next_suite = u32::try_from(self.suites.len()).unwrap_or(u32::MAX);
-            let suite = *self.suites.entry(record.suite.id.clone()).or_insert(next_suite);
+            let neighbours =
+                record.together.as_ref().map_or_else(|| record.suite.id.clone(), |name| format!("\0{name}"));
+            let suite = *self.suites.entry(neighbours).or_insert(next_suite);
             let next_unit = UnitKey::try_from(self.units.len()).unwrap_or(UnitKey::MAX);
             let unit = record.suite.unit.as_ref().map(|unit| *self.units.entry(Arc::as_ptr(unit)).or_insert(next_unit));
             let retries = if record.group.is_empty() {
@@ -74,7 +76,8 @@ impl Dispatcher<'_> {
                 expected: self.orchestrator.expected(&record),
                 retries,
                 alone: record.schedule_individual,
-                together: record.suite.unit.as_ref().is_some_and(|unit| unit.harness == Harness::Doctest),
+                together: record.together.is_some()
+                    || record.suite.unit.as_ref().is_some_and(|unit| unit.harness == Harness::Doctest),
                 provisional: record.provisional,
                 home: record.address.and_then(|address| address.home).map(SandboxIndex),
             });

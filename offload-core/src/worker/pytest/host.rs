@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,6 +41,53 @@ const LONGEST_SOCKET_PATH: usize = 100;
 /// How many lines of a process's own output an error shows.
 const TAIL_LINES: usize = 60;
 
+/// Which tests run on one worker, one after the other. The names are those of pytest-xdist's `--dist`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dist {
+    /// None have to. Those of one file stay together as long as that does not lengthen the run.
+    #[default]
+    Load,
+    /// Those of a class; of functions outside of classes, those of a module.
+    LoadScope,
+    /// Those of a file.
+    LoadFile,
+    /// Those marked with the same `xdist_group`.
+    LoadGroup,
+}
+
+impl FromStr for Dist {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "load" => Ok(Self::Load),
+            "loadscope" => Ok(Self::LoadScope),
+            "loadfile" => Ok(Self::LoadFile),
+            "loadgroup" => Ok(Self::LoadGroup),
+            _ => Err(format!("expected `load`, `loadscope`, `loadfile` or `loadgroup`, not `{name}`")),
+        }
+    }
+}
+
+impl Dist {
+    /// The name of those that the test with this id has to stay with. `file` is the one it is collected from, `group` the
+    /// name in its mark.
+    pub(crate) fn together(self, id: &str, file: &str, group: Option<&str>) -> Option<Arc<str>> {
+        match self {
+            Self::Load => None,
+            Self::LoadFile => Some(file.into()),
+            // Parameters may hold anything, also what separates the parts of an id.
+            Self::LoadScope => {
+                let parts = id.strip_prefix(file).unwrap_or_default();
+                let name = parts.split('[').next().unwrap_or_default();
+                let scope = name.rfind("::").map_or("", |end| &name[..end]);
+                Some(format!("{file}{scope}").into())
+            }
+            Self::LoadGroup => group.map(Arc::from),
+        }
+    }
+}
+
 /// How the template is started.
 #[derive(Debug, Clone, Default)]
 pub struct PytestOptions {
@@ -53,6 +101,8 @@ pub struct PytestOptions {
     pub env: BTreeMap<String, String>,
     /// The most workers at once.
     pub workers: usize,
+    /// Which tests stay together.
+    pub dist: Dist,
     /// Tests and pytest itself write to where this process writes, instead of to files of which errors quote the end.
     pub inherit_output: bool,
     /// Tests run although some files could not be collected.
@@ -501,6 +551,15 @@ pub(super) fn worker_down(worker: &Arc<str>, output: Option<&str>, error: Option
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scopes_are_those_of_the_names_and_not_of_parameters() {
+        let scope = |id| Dist::LoadScope.together(id, "a/test_b.py", None).unwrap();
+        assert_eq!(&*scope("a/test_b.py::test_c"), "a/test_b.py");
+        assert_eq!(&*scope("a/test_b.py::TestC::test_d[x::y]"), "a/test_b.py::TestC");
+        assert_eq!(&*scope("a/test_b.py::test_c[x::y[z]]"), "a/test_b.py");
+        assert_eq!(&*scope("elsewhere"), "a/test_b.py");
+    }
 
     #[test]
     fn nobody_else_can_enter_the_directory_of_the_socket() {

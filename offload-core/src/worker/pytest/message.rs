@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -74,8 +75,11 @@ pub(crate) enum Incoming {
         exit_code: i32,
         text: String,
     },
-    Started(TestKey),
+    /// The process is that of the test alone, where it has one.
+    Started(TestKey, Option<Pid>),
     Finished(TestKey, Box<TestResult>),
+    /// The process of the test alone ended without a result. The captured output is that of the result.
+    Crashed(TestKey, Exit, Box<TestResult>),
     TakenBack(Vec<TestKey>),
     LateReport(TestKey, Arc<str>),
     /// A message that is passed on as it is: its type and what it says, as JSON.
@@ -133,6 +137,9 @@ pub(crate) struct TestLine {
     pub line: Option<i64>,
     #[serde(default)]
     pub domain: Lossy,
+    /// The group that the test was marked as being of.
+    #[serde(default)]
+    pub group: Option<Lossy>,
 }
 
 /// Text in which lone surrogates are replaced.
@@ -178,6 +185,7 @@ enum Kind {
     Exited,
     Started,
     Finished,
+    Crashed,
     TakenBack,
     LateReport,
     Property,
@@ -292,8 +300,12 @@ pub(super) fn next(decoder: &mut Decoder) -> Result<Option<Incoming>, FrameError
 impl Line {
     fn into_incoming(self) -> Incoming {
         match (self.r#type, self.key) {
-            (Kind::Started, Some(key)) => Incoming::Started(key),
+            (Kind::Started, Some(key)) => Incoming::Started(key, Pid::from_raw(self.pid)),
             (Kind::Finished, Some(key)) => Incoming::Finished(key, Box::new(self.into_result())),
+            (Kind::Crashed, Some(key)) => {
+                let exit = Exit { code: self.code, signal: self.signal };
+                Incoming::Crashed(key, exit, Box::new(self.into_result()))
+            }
             (Kind::LateReport, Some(key)) => match self.reports {
                 Some(reports) => Incoming::LateReport(key, shared(&reports)),
                 None => Incoming::Nothing,
@@ -356,7 +368,9 @@ impl Line {
             }
             (Kind::Log, _) => Incoming::Log(self.text.unwrap_or_default().0),
             (Kind::Bye, _) => Incoming::Bye { output: self.workeroutput },
-            (Kind::Alive | Kind::Unknown | Kind::Started | Kind::Finished | Kind::LateReport, _) => Incoming::Nothing,
+            (Kind::Alive | Kind::Unknown | Kind::Started | Kind::Finished | Kind::Crashed | Kind::LateReport, _) => {
+                Incoming::Nothing
+            }
         }
     }
 
@@ -436,7 +450,7 @@ mod tests {
     #[test]
     fn unknown_types_and_fields_are_ignored_and_wrong_types_are_not() {
         assert!(matches!(read(r#"{"type":"from_the_future","key":1}"#), Ok(Some(Incoming::Nothing))));
-        assert!(matches!(read(r#"{"type":"started","key":1,"new":[{}]}"#), Ok(Some(Incoming::Started(1)))));
+        assert!(matches!(read(r#"{"type":"started","key":1,"new":[{}]}"#), Ok(Some(Incoming::Started(1, None)))));
         assert!(read(r#"{"type":"started","key":"one"}"#).is_err());
         assert!(read(r#"{"key":1}"#).is_err());
         assert!(read("Segmentation fault").is_err());

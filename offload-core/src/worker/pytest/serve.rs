@@ -9,11 +9,12 @@
 //! back at once.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -103,6 +104,7 @@ impl PytestWorker {
             told: 0,
             pace: None,
             running: None,
+            heard: (0, 0),
             closing: false,
             give_up_at: None,
         };
@@ -156,6 +158,14 @@ enum Next {
     TimeIsUp,
 }
 
+/// A test that has started.
+struct Running {
+    item: PytestItem,
+    since: Instant,
+    /// The process of this test alone, if it has one.
+    process: Option<Pid>,
+}
+
 struct Serving {
     host: Arc<PytestHost>,
     say: Box<dyn Fn(Said) + Send + Sync>,
@@ -166,7 +176,9 @@ struct Serving {
     told: usize,
     /// The file that the worker is in, and how long tests take there.
     pace: Option<(u32, Duration)>,
-    running: Option<(PytestItem, Instant)>,
+    running: Option<Running>,
+    /// How much the worker had written, stacks and output, when a test last ended in a process of its own.
+    heard: (u64, u64),
     /// No more tests will come.
     closing: bool,
     /// When a worker that was told to end is killed.
@@ -242,7 +254,7 @@ impl Serving {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let test = self.running.as_ref().and_then(|(item, since)| since.checked_add(item.timeout));
+        let test = self.running.as_ref().and_then(|running| running.since.checked_add(running.item.timeout));
         [test, self.give_up_at].into_iter().flatten().min()
     }
 
@@ -273,7 +285,7 @@ impl Serving {
             }
             Order::Cancel(keys) if !keys.is_empty() => {
                 // One test cannot be ended without the process that runs it.
-                if self.running.as_ref().is_some_and(|(item, _)| keys.contains(&item.key)) {
+                if self.running.as_ref().is_some_and(|running| keys.contains(&running.item.key)) {
                     self.running = None;
                     self.stop("a test was ended that is not wanted any more");
                 }
@@ -352,14 +364,15 @@ impl Serving {
 
     fn on_message(&mut self, message: Incoming) {
         match message {
-            Incoming::Started(key) => {
+            Incoming::Started(key, process) => {
                 if let Some(item) = self.remove(key) {
-                    self.running = Some((item, Instant::now()));
+                    self.running = Some(Running { item, since: Instant::now(), process });
                     self.say(Message::Started { key });
                 }
             }
+            Incoming::Crashed(key, exit, said) => self.on_crash(key, exit, *said),
             Incoming::Finished(key, result) => {
-                let running = self.running.take_if(|(item, _)| item.key == key).map(|(item, _)| item);
+                let running = self.running.take_if(|running| running.item.key == key).map(|running| running.item);
                 let Some(item) = running.or_else(|| self.remove(key)) else { return };
                 let each = match self.pace {
                     Some((unit, each)) if unit == item.unit => (each * 3 + result.duration) / 4,
@@ -402,7 +415,7 @@ impl Serving {
 
     fn give_all_back(&mut self) {
         self.told = 0;
-        let running = self.running.take().map(|(item, _)| item.key);
+        let running = self.running.take().map(|running| running.item.key);
         let tests: Vec<TestKey> = running.into_iter().chain(self.queue.drain(..).map(|item| item.key)).collect();
         if !tests.is_empty() {
             self.say(Message::TakenBack { tests });
@@ -423,6 +436,36 @@ impl Serving {
         self.give_up_at = None;
         (self.say)(Said::Native(None, worker_down(&id, output, None)));
         self.give_all_back();
+    }
+
+    /// The process of a single test ended without a result. The worker lives.
+    fn on_crash(&mut self, key: TestKey, exit: Exit, said: TestResult) {
+        let running = self.running.take_if(|running| running.item.key == key);
+        let (item, since) = match running {
+            Some(Running { item, since, .. }) => (item, since),
+            None => match self.remove(key) {
+                Some(item) => (item, Instant::now()),
+                None => return,
+            },
+        };
+        let words = match &self.process {
+            Process::Up(worker) => {
+                let words = last_words(worker, self.heard);
+                let length = |path: &Option<PathBuf>| path.as_deref().map_or(0, output::length);
+                self.heard = (length(&worker.dump), length(&worker.output));
+                words
+            }
+            _ => None,
+        };
+        let message = format!("the process of this test ended: {exit}");
+        let result = TestResult {
+            details: words,
+            stdout: said.stdout,
+            stderr: said.stderr,
+            ..TestResult::new(TestOutcome::Crashed, since.elapsed()).with_message(message)
+        };
+        self.feed();
+        self.say(Message::Finished { key: item.key, result: Box::new(result) });
     }
 
     async fn wait_for_exit(&mut self, patience: Duration) -> Option<Exit> {
@@ -448,6 +491,7 @@ impl Serving {
     /// The worker is gone. Returns whether the sandbox goes on.
     fn on_death(&mut self, exit: Option<Exit>, fault: Option<String>) -> bool {
         let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) else { return true };
+        let words = last_words(&worker, std::mem::take(&mut self.heard));
         self.pace = None;
         if exit.is_none() {
             // Its connection is closed and it may still live.
@@ -462,10 +506,10 @@ impl Serving {
         let error = (!expected).then(|| format!("the worker {} ended: {how}", worker.id));
         (self.say)(Said::Native(None, worker_down(&worker.id, None, error.as_deref())));
         self.give_up_at = None;
-        if let Some((item, since)) = self.running.take() {
+        if let Some(Running { item, since, .. }) = self.running.take() {
             let message = format!("the worker {} ended while it ran this test: {how}", worker.id);
             let result = TestResult {
-                details: last_words(&worker),
+                details: words,
                 ..TestResult::new(TestOutcome::Crashed, since.elapsed()).with_message(message)
             };
             self.say(Message::Finished { key: item.key, result: Box::new(result) });
@@ -475,7 +519,7 @@ impl Serving {
         if self.closing {
             return true;
         }
-        let words = last_words(&worker).map_or_else(String::new, |words| format!("\n{words}"));
+        let words = words.map_or_else(String::new, |words| format!("\n{words}"));
         self.lose(format!("the worker {} ended between two tests: {how}{words}", worker.id));
         false
     }
@@ -490,13 +534,10 @@ impl Serving {
             self.stop("it did not end when it was told to");
             return;
         }
-        let late = |(item, since): &(PytestItem, Instant)| since.checked_add(item.timeout).is_some_and(|at| at <= now);
-        if !self.running.as_ref().is_some_and(late) {
-            return;
-        }
-        let Some((item, since)) = self.running.take() else { return };
+        let late = |running: &mut Running| running.since.checked_add(running.item.timeout).is_some_and(|at| at <= now);
+        let Some(Running { item, since, process }) = self.running.take_if(late) else { return };
         let stacks = match &self.process {
-            Process::Up(worker) => stacks(worker).await,
+            Process::Up(worker) => stacks(worker, process.unwrap_or(worker.pid)).await,
             _ => None,
         };
         let result = TestResult {
@@ -540,20 +581,21 @@ impl Process {
     }
 }
 
-/// What a dead worker left: stacks that its fault handler wrote, and what it wrote outside of tests.
-fn last_words(worker: &WorkerProcess) -> Option<String> {
-    let stacks = worker.dump.as_deref().map(|path| output::tail(path, 0, DUMP_LINES));
-    let words = worker.output.as_deref().map(|path| output::tail(path, 0, LAST_WORDS));
+/// What a dead process left: stacks that its fault handler wrote, and what it wrote outside of tests; of both what is
+/// new since that much had been written.
+fn last_words(worker: &WorkerProcess, heard: (u64, u64)) -> Option<String> {
+    let stacks = worker.dump.as_deref().map(|path| output::tail(path, heard.0, DUMP_LINES));
+    let words = worker.output.as_deref().map(|path| output::tail(path, heard.1, LAST_WORDS));
     let all: Vec<String> = stacks.into_iter().chain(words).filter(|text| !text.is_empty()).collect();
     (!all.is_empty()).then(|| all.join("\n\n"))
 }
 
-/// Has a process write the stacks of all its threads, and reads them.
-async fn stacks(worker: &WorkerProcess) -> Option<String> {
+/// Has a worker, or the process of its test, write the stacks of all its threads, and reads them.
+async fn stacks(worker: &WorkerProcess, process: Pid) -> Option<String> {
     let path = worker.dump.as_deref()?;
     let before = output::length(path);
     // A signal without a name in our library for the Unix calls; this is rare enough for a process.
-    let line = format!("kill -{DUMP_SIGNAL} {}", worker.pid.as_raw_nonzero());
+    let line = format!("kill -{DUMP_SIGNAL} {}", process.as_raw_nonzero());
     let mut kill = Command::new("/bin/sh");
     kill.arg("-c").arg(line).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     if !kill.status().await.ok()?.success() {

@@ -152,11 +152,14 @@ impl<'a> Collection<'a> {
             }
         }
         let mut tests = Vec::new();
+        let dist = self.host.options().dist;
         for (unit, (mut collected, home)) in std::mem::take(&mut self.units) {
             collected.tests.sort_by_key(|test| test.ordinal);
             let suite = Suite::new(collected.path);
             for test in collected.tests {
+                let group = test.group.as_ref().map(|group| &*group.0);
                 tests.push(TestRecord {
+                    together: dist.together(&test.id.0, &suite.id, group),
                     line: test.line.and_then(|line| u32::try_from(line).ok()),
                     address: Some(Address { unit, ordinal: test.ordinal, home }),
                     ..TestRecord::new(test.id.0, test.domain.0, Arc::clone(&suite))

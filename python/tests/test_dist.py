@@ -1,0 +1,121 @@
+"""`--offload-dist`: which tests run in one sandbox, as pytest-xdist documents its `--dist`."""
+
+from __future__ import annotations
+
+import collections
+
+from conftest import Runner
+
+RECORDING = """
+import os, pathlib
+@pytest.fixture(autouse=True)
+def record(request, worker_id):
+    yield
+    line = f"{os.getpid()} {worker_id} {request.node.nodeid}\\n"
+    with open(pathlib.Path(__file__).with_name("where"), "a") as file: file.write(line)
+"""
+
+# Long enough for all workers to be there before the first scope is done.
+SCOPES = """
+import time
+@pytest.mark.parametrize("value", ["a", "b::c", "d"])
+def test_function(value): time.sleep(0.02)
+class TestOne:
+    def test_a(self): time.sleep(0.02)
+    def test_b(self): pass
+    def test_c(self): pass
+class TestTwo:
+    def test_a(self): time.sleep(0.02)
+    def test_b(self): pass
+"""
+
+GROUPS = """
+import time
+@pytest.mark.xdist_group("db")
+def test_db(): time.sleep(0.02)
+@pytest.mark.xdist_group(name="cache")
+def test_cache(): pass
+def test_free_a(): time.sleep(0.02)
+def test_free_b(): pass
+"""
+
+
+def where(run: Runner) -> dict[str, tuple[str, list[str]]]:
+    """By worker: the tests that it ran, in order."""
+    tests: dict[str, list[str]] = collections.defaultdict(list)
+    for line in (run.path / "where").read_text().splitlines():
+        pid, worker, nodeid = line.split(" ", 2)
+        tests[f"{pid} {worker}"].append(nodeid)
+    return tests
+
+
+def scopes_per_worker(run: Runner, scope_of) -> dict[str, set[str]]:
+    workers: dict[str, set[str]] = collections.defaultdict(set)
+    for worker, tests in where(run).items():
+        for nodeid in tests:
+            scope = scope_of(nodeid)
+            if scope is not None:
+                workers[scope].add(worker)
+    return workers
+
+
+def write_scopes(run: Runner) -> None:
+    run.workers = 4
+    run.write(conftest=RECORDING, test_a=SCOPES, test_b=SCOPES, sub__test_c=SCOPES)
+
+
+def test_loadfile_keeps_a_file_together_and_in_order(run: Runner) -> None:
+    write_scopes(run)
+    outcome = run.offload("--offload-dist=loadfile")
+    assert outcome.counts == {"passed": 24}, outcome.text
+    workers = scopes_per_worker(run, lambda nodeid: nodeid.split("::")[0])
+    assert [len(found) for found in workers.values()] == [1] * 3, workers
+    # Three files cannot keep four sandboxes busy.
+    assert len(where(run)) == 3
+    for tests in where(run).values():
+        names = [nodeid.split("::", 1)[1] for nodeid in tests]
+        assert names[3:] == [
+            "TestOne::test_a",
+            "TestOne::test_b",
+            "TestOne::test_c",
+            "TestTwo::test_a",
+            "TestTwo::test_b",
+        ]
+
+
+def test_loadscope_keeps_classes_and_modules_together(run: Runner) -> None:
+    write_scopes(run)
+    outcome = run.offload("--offload-dist=loadscope")
+    assert outcome.counts == {"passed": 24}, outcome.text
+    workers = scopes_per_worker(run, lambda nodeid: nodeid.split("[")[0].rpartition("::")[0])
+    assert [len(found) for found in workers.values()] == [1] * 9, workers
+    assert len(where(run)) == 4
+
+
+def test_loadgroup_keeps_groups_together_across_files(run: Runner) -> None:
+    run.workers = 3
+    run.write(conftest=RECORDING, test_a=GROUPS, test_b=GROUPS, test_c=GROUPS)
+    outcome = run.offload("--offload-dist=loadgroup", "--strict-markers")
+    assert outcome.counts == {"passed": 12}, outcome.text
+    marked = {"test_db": "db", "test_cache": "cache"}
+    workers = scopes_per_worker(run, lambda nodeid: marked.get(nodeid.split("::")[1]))
+    assert {name: len(found) for name, found in workers.items()} == {"db": 1, "cache": 1}, workers
+
+
+def test_what_is_left_of_a_scope_after_a_crash_stays_together(run: Runner) -> None:
+    body = "import os\nimport time\n" + "\n".join(f"def test_{number}(): time.sleep(0.01)" for number in range(6))
+    crash = body.replace("def test_2(): time.sleep(0.01)", "def test_2(): os._exit(1)")
+    run.write(conftest=RECORDING, test_a=crash, test_b=body)
+    outcome = run.offload("--offload-dist=loadfile")
+    assert outcome.counts == {"passed": 11, "failed": 1}, outcome.text
+    rest = [tests for tests in where(run).values() if "test_a.py::test_3" in tests]
+    assert [[t for t in tests if t.startswith("test_a")] for tests in rest] == [
+        [f"test_a.py::test_{n}" for n in (3, 4, 5)]
+    ]
+
+
+def test_every_dist_gives_the_results_of_plain_pytest(run: Runner) -> None:
+    run.write(test_a=SCOPES, test_b=GROUPS + "def test_fails(): assert 0\n", test_c="def test_x(): pytest.skip('x')")
+    plain = run.plain()
+    for dist in ("load", "loadscope", "loadfile", "loadgroup"):
+        assert run.offload(f"--offload-dist={dist}").comparable() == plain.comparable()
