@@ -106,7 +106,9 @@ pub enum Request {
         /// In the order in which they are to be run.
         tests: Vec<RunItem>,
     },
-    /// Asks for tests back that have not started; [`Message::TakenBack`] answers with those that had not.
+    /// Asks for tests back that have not started; [`Message::TakenBack`] answers at once with those that were still in the
+    /// queue. Where tests run one after the other in one process, the process is ended as soon as all that it has left
+    /// was asked back; these are then given back, too, even if one has just started.
     TakeBack {
         /// Which.
         tests: Vec<TestKey>,

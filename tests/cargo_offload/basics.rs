@@ -104,6 +104,22 @@ fn fail_fast_leaves_the_rest_unrun() {
     assert_eq!(run.junit().cases.len(), 20, "tests that did not run are reported too");
 }
 
+/// The test after the failed one has started before anybody can prevent it, and never ends by itself.
+#[test]
+fn fail_fast_ends_the_rest_of_a_batch() {
+    let library = "#[test] fn a_passes() {}\n#[test] fn b_fails() { panic!(\"once\"); }\n\
+                   #[test] fn c_hangs() { loop { std::thread::park() } }\n#[test] fn d_passes() {}\n";
+    let workspace = Workspace::package("fails_in_a_batch", library);
+    let run = workspace.offload(["--fail-fast", "--isolation", "binary", "-j", "1", "--lib"]).exits(1);
+    let junit = run.junit();
+    assert_eq!(junit.case("fails_in_a_batch a_passes").outcome, "passed");
+    assert_eq!(junit.case("fails_in_a_batch b_fails").outcome, "failure");
+    for rest in ["c_hangs", "d_passes"] {
+        let case = junit.case(&format!("fails_in_a_batch {rest}"));
+        assert!(case.message.contains("as many tests failed as allowed"), "{case:?}");
+    }
+}
+
 #[test]
 fn binary_isolation_gives_the_same_outcomes() {
     let by_process = mixed().offload(["--skip", "flaky"]).exits(1).junit();

@@ -116,7 +116,7 @@ pub enum Action {
         tests: Vec<Assignment>,
     },
     /// Ask a sandbox for tests back that it has not started; answer with [`Scheduler::taken_back`] (those that had not
-    /// started; the others will report as usual).
+    /// started; the others will report as usual). Batches are asked for only when nothing more is to be started.
     TakeBack {
         /// Where.
         sandbox: SandboxIndex,
@@ -580,10 +580,8 @@ impl Scheduler {
         if std::mem::replace(&mut self.halted, true) {
             return;
         }
-        if self.config.feed == Feed::Stream {
-            for number in self.sandboxes.numbers() {
-                self.take_all_back(number);
-            }
+        for number in self.sandboxes.numbers() {
+            self.take_all_back(number);
         }
         for test in self.queue.drain_retries(&self.tests) {
             self.put_back(test, self.now);

@@ -82,6 +82,23 @@ fn cancelling_the_running_test_of_a_batch_spares_the_others() {
 }
 
 #[test]
+fn a_batch_of_which_the_rest_is_asked_back_ends_with_the_test_that_is_still_wanted() {
+    let session = Session::binary(Fixtures::get().unit());
+    let names = ["hangs", "passes", "passes_too"];
+    let tests = items(&names).into_iter().map(|test| RunItem { timeout_ms: None, ..test }).collect();
+    session.worker.send(Request::Run { tests });
+    session.wait_for_start(0);
+    session.worker.send(Request::TakeBack { tests: vec![1, 2] });
+    assert_eq!(session.next(), Message::TakenBack { tests: Vec::new() }, "the process has them");
+    // Asked for as one that had not started, as far as was known.
+    session.worker.send(Request::TakeBack { tests: vec![0] });
+    assert_eq!(session.next(), Message::TakenBack { tests: Vec::new() });
+    assert_eq!(session.next(), Message::TakenBack { tests: vec![0] });
+    assert_eq!(session.next(), Message::TakenBack { tests: vec![1, 2] });
+    assert_eq!(session.run(&[item(7, "passes")])["passes"].outcome, TestOutcome::Passed);
+}
+
+#[test]
 fn dropping_or_killing_a_worker_ends_what_runs() {
     for kill in [false, true] {
         let dir = tempfile::tempdir().unwrap();

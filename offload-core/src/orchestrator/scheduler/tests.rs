@@ -360,6 +360,23 @@ fn after_max_fail_nothing_is_started_and_what_waits_comes_back() {
 }
 
 #[test]
+fn after_max_fail_the_rest_of_a_batch_comes_back() {
+    let feed = Feed::Batches { max: 10, one_suite: true };
+    let config = SchedulerConfig { max_fail: Some(1), feed, ..config(1) };
+    let mut run = scheduler(config, [lasting(10); 6]);
+    assert_eq!(created(&mut run, 0), 1);
+    assert_eq!(ready(&mut run, 0, 0), [assign(0, 1, [0, 1, 2])]);
+    assert_eq!(start(&mut run, 0, 0, 0), []);
+    assert_eq!(finish(&mut run, 0, 0, Verdict::Failed, 10), [settle(0), Action::MaxFailReached, take_back(0, [1, 2])]);
+    // It had started by then, and was ended.
+    assert_eq!(start(&mut run, 0, 1, 10), []);
+    run.taken_back(SandboxIndex(0), &[TestIndex(1), TestIndex(2)], ms(11));
+    assert_eq!(actions(&mut run, 11), [release(0)]);
+    assert!(run.is_done());
+    assert_eq!(run.unsettled().count(), 5);
+}
+
+#[test]
 fn a_stop_asks_queued_tests_back_and_settles_what_waits_for_a_retry() {
     let spec = TestSpec { retries: 3, ..lasting(10) };
     let mut run = scheduler(config(1), [spec; 100]);

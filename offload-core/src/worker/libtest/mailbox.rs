@@ -52,6 +52,16 @@ struct Active {
     /// It is known that this is the test that executes at the moment.
     executing: bool,
     cancelled: bool,
+    /// It runs after others in one process, and whoever gave it wants it back although it is too late for the queue.
+    recalled: bool,
+    /// Ending the process for its sake costs none of the others more than another start.
+    recallable: bool,
+}
+
+impl Active {
+    fn is_unwanted(&self) -> bool {
+        self.cancelled || self.recalled
+    }
 }
 
 /// What a worker's thread does next.
@@ -113,7 +123,16 @@ impl Mailbox {
                 state.queue.extend(tests);
                 None
             }
-            Request::TakeBack { tests } => Some(Message::TakenBack { tests: state.dequeue(&tests) }),
+            Request::TakeBack { tests } => {
+                let taken = state.dequeue(&tests);
+                if taken.len() < tests.len() {
+                    for active in state.active.iter_mut().filter(|active| active.recallable) {
+                        active.recalled |= tests.contains(&active.key);
+                    }
+                    self.wake();
+                }
+                Some(Message::TakenBack { tests: taken })
+            }
             Request::Cancel { tests } => {
                 let all = tests.is_empty();
                 let taken =
@@ -163,7 +182,7 @@ impl Mailbox {
         if state.kill {
             Verdict::Kill
         } else if state.stop
-            || state.active.iter().all(|active| active.cancelled)
+            || state.active.iter().all(Active::is_unwanted)
             || state.active.iter().any(|active| active.cancelled && active.executing)
         {
             Verdict::End
@@ -210,13 +229,15 @@ impl Mailbox {
         let first = state.queue.pop_front()?;
         let Some(unit) = state.units.get(&first.unit).cloned() else {
             let unit = Err(first.unit);
-            state.activate(&first, true);
+            state.activate(&first, true, false);
             return Some(Work { items: vec![first], unit, no_capture: state.no_capture });
         };
         let mut items = vec![first];
-        match together(state.isolation, &unit, items[0].unit) {
+        let how = together(state.isolation, &unit, items[0].unit);
+        match how {
             Together::One => {}
-            Together::UpTo(bytes) => {
+            Together::All | Together::UpTo(_) => {
+                let bytes = if let Together::UpTo(bytes) = how { bytes } else { usize::MAX };
                 let mut used = items[0].name.len() + 1;
                 while let Some(next) = state.queue.front()
                     && next.unit == items[0].unit
@@ -229,7 +250,7 @@ impl Mailbox {
         }
         let alone = items.len() == 1;
         for item in &items {
-            state.activate(item, alone);
+            state.activate(item, alone, matches!(how, Together::UpTo(_)) && !alone);
         }
         Some(Work { items, unit: Ok(unit), no_capture: state.no_capture })
     }
@@ -251,14 +272,14 @@ impl Mailbox {
         }
     }
 
-    /// Puts tests back to the front of the queue that the process did not get to. Returns those that were cancelled
-    /// meanwhile or are not wanted any more because the worker ends.
+    /// Puts tests back to the front of the queue that the process did not get to. Returns those that were cancelled or
+    /// asked for meanwhile, or are not wanted any more because the worker ends.
     pub(super) fn put_back(&self, items: Vec<RunItem>) -> Vec<TestKey> {
         let mut state = self.lock();
         let mut dropped = Vec::new();
         for item in items.into_iter().rev() {
-            let cancelled = state.deactivate(item.key);
-            if cancelled || state.stop {
+            let unwanted = state.deactivate(item.key).is_some_and(|active| active.is_unwanted());
+            if unwanted || state.stop {
                 dropped.push(item.key);
             } else {
                 state.queue.push_front(item);
@@ -271,7 +292,12 @@ impl Mailbox {
     /// The message that ends a test: its result, unless it was cancelled.
     pub(super) fn finish(&self, key: TestKey, result: TestResult) -> Message {
         let mut state = self.lock();
-        if state.deactivate(key) {
+        let cancelled = state.deactivate(key).is_some_and(|active| active.cancelled);
+        if !state.active.is_empty() && state.active.iter().all(Active::is_unwanted) {
+            // What is left of the process's work is of no use.
+            self.wake();
+        }
+        if cancelled {
             Message::TakenBack { tests: vec![key] }
         } else {
             state.yielding |= state.yield_on_failure && result.outcome.is_failure();
@@ -299,7 +325,9 @@ impl Mailbox {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Together {
     One,
-    /// As many as have names of this many bytes in total.
+    /// All that come next, which start at the same time.
+    All,
+    /// One after the other, as many as have names of this many bytes in total.
     UpTo(usize),
 }
 
@@ -317,12 +345,13 @@ impl State {
         taken
     }
 
-    fn activate(&mut self, item: &RunItem, executing: bool) {
-        self.active.push(Active { key: item.key, executing, cancelled: false });
+    fn activate(&mut self, item: &RunItem, executing: bool, recallable: bool) {
+        self.active.push(Active { key: item.key, executing, cancelled: false, recalled: false, recallable });
     }
 
-    /// Forgets an active test; returns whether it was cancelled.
-    fn deactivate(&mut self, key: TestKey) -> bool {
-        self.active.iter().position(|active| active.key == key).is_some_and(|at| self.active.swap_remove(at).cancelled)
+    /// Forgets an active test.
+    fn deactivate(&mut self, key: TestKey) -> Option<Active> {
+        let at = self.active.iter().position(|active| active.key == key)?;
+        Some(self.active.swap_remove(at))
     }
 }

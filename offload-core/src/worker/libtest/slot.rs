@@ -69,7 +69,7 @@ impl Slot {
                 _ => StartPermit::default(),
             };
             let together = |isolation, unit: &Unit, key: UnitKey| match unit.harness {
-                Harness::Doctest => Together::UpTo(usize::MAX),
+                Harness::Doctest => Together::All,
                 Harness::Libtest if isolation == Isolation::Binary && !self.alone.contains(&key) => {
                     Together::UpTo(LONGEST_NAMES)
                 }
