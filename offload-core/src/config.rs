@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::resolve::{Defaults, Override, Resolved, Setting, resolve};
-pub use self::source::{ConfigSource, SourceKind, find_config};
+pub use self::source::{ConfigSource, SourceKind, find_config, find_config_of};
 use crate::framework::Isolation;
 
 /// Everything that can be configured, resolved.
@@ -253,6 +253,14 @@ pub struct CargoFrameworkConfig {
 /// The framework `pytest`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PytestFrameworkConfig {
+    /// `isolation`: `worker` or `test`. This and the next three are for `pytest --offload`.
+    pub isolation: String,
+    /// `dist`: `load`, `loadscope`, `loadfile` or `loadgroup`.
+    pub dist: String,
+    /// `collect`: `auto`, `serial` or `parallel`.
+    pub collect: String,
+    /// `start_method`: `auto`, `fork` or `spawn`.
+    pub start_method: String,
     /// `command`: what starts pytest.
     pub command: String,
     /// `paths`: where tests are.
@@ -272,6 +280,10 @@ pub struct PytestFrameworkConfig {
 impl Default for PytestFrameworkConfig {
     fn default() -> Self {
         Self {
+            isolation: "worker".to_owned(),
+            dist: "load".to_owned(),
+            collect: "auto".to_owned(),
+            start_method: "auto".to_owned(),
             command: "python -m pytest".to_owned(),
             paths: Vec::new(),
             run_args: String::new(),

@@ -5,7 +5,7 @@ A session begins when it is made: the template process starts at once, and colle
 - `args`, `mainargv`, `workers`, `run_uid`, `collect`, `start_method`, `isolation`, `basetemp`, `max_fail` go into the
   `init` message as they are, then what the JSON object `init_extra` has;
 - `cwd`, `python`, `worker_py`: what is started, and where; `env` (dict): variables on top of the environment;
-- `retries`, `timeout_secs` (None or 0: none), `junit`, `history` (paths or None);
+- `retries`, `timeout_secs` (None or 0: none), `junit`, `history` (paths or None), `record_history` (True), `dist`;
 - `inherit_output`, `continue_on_collection_errors` (bool);
 - `flush_ms`: how long events may be held back to come together (20);
 - `hold`: `init` is not sent before `configure` is called.
@@ -23,6 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 __version__: str
+
+def settings(start_dir: str, path: str | None, overrides: list[tuple[str, Any, str]]) -> dict[str, Any]:
+    """The configuration of a run that is started in `start_dir`: what was typed (key, value, option) over the
+    environment, over the file `path` or the one that is found, over defaults. `ValueError`: the whole diagnosis."""
 
 class Session:
     def __init__(self, options: dict[str, Any]) -> None: ...

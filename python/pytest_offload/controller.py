@@ -14,6 +14,7 @@ import pytest
 from _pytest.main import Failed, Interrupted
 
 from . import reports
+from .options import durations_in_cache
 from .reports import Attempt, WorkerNode
 
 if TYPE_CHECKING:
@@ -103,13 +104,14 @@ class Controller:
         for name, value in (("dist", "no"), ("numprocesses", None), ("tx", []), ("distload", False)):
             if hasattr(config.option, name):
                 setattr(config.option, name, value)
+        config.option.maxfail = config.option.maxfail or self.settings.max_fail or 0
 
-    def pytest_report_header(self) -> str:
+    def pytest_report_header(self) -> list[str]:
         count = self.settings.workers
         line = f"offload: {count} sandbox{'es' if count != 1 else ''} of provider local"
         if self.settings.replaced:
             line += f", instead of {self.settings.replaced} from the configuration"
-        return line
+        return [line, *(f"offload: {notice}" for notice in self.settings.notices)]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -132,6 +134,7 @@ class Controller:
             # A line per started test would only be in the way of those that have finished.
             hook = self.config.pluginmanager.subset_hook_caller("pytest_runtest_logstart", [reporter])
         self._logstart = hook if hook.get_hookimpls() else None
+        self._make_room_for_durations()
         try:
             self.core.run(self._on_events)
             if self.in_order is not None:
@@ -400,6 +403,15 @@ class Controller:
         return self.config.pluginmanager.getplugin("terminalreporter")
 
     # -- pytest's cache, which workers leave alone
+
+    def _make_room_for_durations(self) -> None:
+        """Has pytest make its cache's directory, with all that belongs into a new one, before anybody else does."""
+        history, cache = self.settings.history, getattr(self.config, "cache", None)
+        if cache is None or history is None or not self.settings.record_history:
+            return
+        if history == durations_in_cache(self.config) and not history.parent.exists():
+            cache.set("offload/version", 1)
+            cache.mkdir("offload")
 
     def _update_cache(self) -> None:
         plugin = self.config.pluginmanager.getplugin("nfplugin")

@@ -1,7 +1,8 @@
 """The options of `--offload` and what they resolve to.
 
 Everything is resolved once, into a plain `Settings`, before the first process is started; the rest of the package
-never looks at the command line. An option whose feature is not there yet is an error, never ignored.
+never looks at the command line. The extension lays command line, environment and file over each other, by the same
+rules as for `offload run`. What is not there yet is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import copy
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
@@ -33,76 +36,66 @@ class Settings:
     retries: int
     #: Seconds that a test may take; None: no limit.
     timeout: float | None
+    #: Failures after which the run ends, where pytest's own options do not say; None: never.
+    max_fail: int | None
     dist: str
     isolation: str
     collect: str
     start_method: str
     junit: str | None
+    #: Where durations are kept; None: nowhere.
+    history: Path | None
+    record_history: bool
+    #: Environment variables of the tests.
+    env: dict[str, str]
     fail_on_flaky: bool
     #: xdist's options from the configuration that this run replaces, for the header.
     replaced: str
+    #: Sentences on what was configured and has no effect, for the header.
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A command-line option that sets a key of the configuration."""
+
+    flag: str
+    key: str
+    help: str
+    metavar: str | None = None
+    type: Callable[[str], Any] = str
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def dest(self) -> str:
+        return self.flag[2:].replace("-", "_")
 
 
 def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("offload", "running tests in parallel sandboxes (offload)")
     add = group.addoption
     add("--offload", action="store_true", default=False, help="Run the tests in parallel sandboxes.")
-    add("--offload-provider", metavar="NAME", default="local", help="What makes the sandboxes (default: local).")
+    for option in OPTIONS:
+        more: dict[str, Any] = {"metavar": option.metavar, "type": option.type}
+        if option.choices is not None:
+            more = {"choices": option.choices}
+        add(option.flag, default=None, help=option.help, **more)
     add(
-        "--offload-parallel",
-        metavar="N",
-        type=_parallel,
-        default="auto",
-        help="How many sandboxes work at once: a number, or auto for one per CPU (default: auto).",
-    )
-    add(
-        "--offload-retries",
-        metavar="N",
-        type=_count,
-        default=0,
-        help="How often a failed test is tried again (default: 0).",
-    )
-    add(
-        "--offload-timeout",
-        metavar="SECS",
-        type=_seconds,
+        "--offload-config",
+        metavar="PATH",
         default=None,
-        help="Seconds that a test may take; then it fails with the stack of every thread (default: no limit).",
+        help="The configuration file (default: the nearest offload.toml, or pyproject.toml with [tool.offload]).",
     )
-    add(
-        "--offload-isolation",
-        choices=("worker", "test"),
-        default="worker",
-        help="What shares a process: the tests of a worker, or nothing (default: worker).",
-    )
-    add(
-        "--offload-dist",
-        choices=("load", "loadscope", "loadfile", "loadgroup"),
-        default="load",
-        help="Which tests stay together, as with pytest-xdist's --dist (default: load).",
-    )
-    add(
-        "--offload-collect",
-        choices=("auto", "serial", "parallel"),
-        default="auto",
-        help="Whether workers share collection out, or one process collects everything (default: auto, which shares "
-        "out unless something needs the whole list of tests).",
-    )
-    add(
-        "--offload-start-method",
-        choices=("auto", "fork", "spawn"),
-        default="auto",
-        help="How workers are started (default: auto, which forks where nobody can tell the difference).",
-    )
-    add("--offload-config", metavar="PATH", default=None, help="The configuration file (default: offload.toml).")
     add("--offload-junit", metavar="PATH", default=None, help="Write Offload's own JUnit report, with every attempt.")
     add("--offload-fail-on-flaky", action="store_true", default=False, help="Fail if a test passed only on a retry.")
 
 
-def _parallel(text: str) -> str:
-    if text != "auto" and (not text.isdigit() or int(text) < 1):
+def _parallel(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1, or auto, not {text!r}")
-    return text
+    return int(text)
 
 
 def _count(text: str) -> int:
@@ -121,6 +114,58 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+# What can be typed and configured alike. Without a value, the configuration decides.
+OPTIONS = (
+    Option("--offload-provider", "provider.type", "What makes the sandboxes (default: local).", "NAME"),
+    Option(
+        "--offload-parallel",
+        "offload.max_parallel",
+        "How many sandboxes work at once: a number, or auto for one per CPU (default: auto).",
+        "N",
+        _parallel,
+    ),
+    Option(
+        "--offload-retries",
+        "offload.retry_count",
+        "How often a failed test is tried again (default: 0).",
+        "N",
+        _count,
+    ),
+    Option(
+        "--offload-timeout",
+        "offload.test_timeout_secs",
+        "Seconds that a test may take; then it fails with the stack of every thread (default: no limit).",
+        "SECS",
+        _seconds,
+    ),
+    Option(
+        "--offload-isolation",
+        "framework.isolation",
+        "What shares a process: the tests of a worker, or nothing (default: worker).",
+        choices=("worker", "test"),
+    ),
+    Option(
+        "--offload-dist",
+        "framework.dist",
+        "Which tests stay together, as with pytest-xdist's --dist (default: load).",
+        choices=("load", "loadscope", "loadfile", "loadgroup"),
+    ),
+    Option(
+        "--offload-collect",
+        "framework.collect",
+        "Whether workers share collection out, or one process collects everything (default: auto, which shares out "
+        "unless something needs the whole list of tests).",
+        choices=("auto", "serial", "parallel"),
+    ),
+    Option(
+        "--offload-start-method",
+        "framework.start_method",
+        "How workers are started (default: auto, which forks where nobody can tell the difference).",
+        choices=("auto", "fork", "spawn"),
+    ),
+)
+
+
 def plain_reason(options: argparse.Namespace) -> str | None:
     """The option that makes a run plain; an empty string where there is no run at all."""
     if any(getattr(options, name, None) for name in NO_RUN):
@@ -133,38 +178,70 @@ def plain_reason(options: argparse.Namespace) -> str | None:
 
 def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
     """The settings of a run; raises `pytest.UsageError` for what cannot be done."""
-    _refuse_what_is_missing(options)
     replaced = _replaced_xdist_options(config, options)
-    parallel = options.offload_parallel
-    workers = available_cpus() if parallel == "auto" else int(parallel)
+    found = _configured(config, options)
+    if found["provider"] != "local":
+        raise pytest.UsageError(
+            f"the provider {found['provider']} is not supported by pytest --offload yet; the only one is local "
+            "(--offload-provider, or provider.type in the configuration)"
+        )
+    workers = available_cpus() if found["parallel"] is None else found["parallel"]
     if any(getattr(options, name, False) for name in ("stepwise", "stepwise_skip", "stepwise_reset")):
         # Stepwise means: in order, up to the first failure.
         workers = 1
+    env = dict(found["env"])
+    if found["prepend_path"]:
+        env["PATH"] = os.pathsep.join([*found["prepend_path"], env.get("PATH", os.environ.get("PATH", os.defpath))])
+    history = Path(found["history"]) if found["history"] is not None else durations_in_cache(config)
     return Settings(
         workers=workers,
-        retries=options.offload_retries,
-        timeout=options.offload_timeout,
-        dist=options.offload_dist,
-        isolation=options.offload_isolation,
-        collect=options.offload_collect,
-        start_method=options.offload_start_method,
-        junit=options.offload_junit,
+        retries=found["retries"],
+        timeout=found["timeout"],
+        max_fail=found["max_fail"],
+        dist=found["dist"],
+        isolation=found["isolation"],
+        collect=found["collect"],
+        start_method=found["start_method"],
+        junit=options.offload_junit or found["junit"],
+        history=history,
+        record_history=found["record_history"] is not False,
+        env=env,
         fail_on_flaky=options.offload_fail_on_flaky,
         replaced=replaced,
+        notices=tuple(found["notices"]),
     )
 
 
-def _refuse_what_is_missing(options: argparse.Namespace) -> None:
-    if options.offload_provider != "local":
-        raise pytest.UsageError(
-            f"--offload-provider={options.offload_provider} is not supported by this version of offload; "
-            "the only value is 'local'"
-        )
-    if options.offload_config is not None:
-        raise pytest.UsageError(
-            "--offload-config is not supported by this version of offload; give the options on the command line or "
-            "in pytest's addopts"
-        )
+def _configured(config: pytest.Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Command line over environment over file over defaults."""
+    from . import _core
+
+    typed = []
+    for option in OPTIONS:
+        value = getattr(options, option.dest)
+        if value is not None:
+            typed.append(
+                (option.key, available_cpus() if value == "auto" and option.type is _parallel else value, option.flag)
+            )
+    try:
+        return _core.settings(str(config.invocation_params.dir), options.offload_config, typed)
+    except ValueError as error:
+        text = str(error)
+        raise pytest.UsageError(text[len("error: ") :] if text.startswith("error: ") else text) from None
+
+
+def durations_in_cache(config: pytest.Config) -> Path | None:
+    """The file in pytest's cache that tells how long tests take; None where there is no cache."""
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return None
+    from _pytest.cacheprovider import Cache
+
+    directory = Cache.cache_dir_from_config(config, _ispytest=True)
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        # As with what pytest itself keeps there: a run does not fail for that.
+        return None
+    return Path(directory, "d", "offload", "durations.jsonl")
 
 
 def _replaced_xdist_options(config: pytest.Config, options: argparse.Namespace) -> str:

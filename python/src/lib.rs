@@ -1,11 +1,12 @@
 //! `pytest_offload._core`: the orchestrator for the pytest plugin, and the program `offload` for the wheel.
 //!
-//! Thin on purpose: a `Session` takes options, runs the orchestrator on a thread of its own and hands its events to a
-//! Python callback in batches. What pytest makes of them is the plugin's business.
+//! Thin on purpose: `settings` resolves the configuration; a `Session` takes options, runs the orchestrator on a thread
+//! of its own and hands its events to a Python callback in batches. What pytest makes of them is the plugin's business.
 
 mod event;
 mod options;
 mod session;
+mod settings;
 
 use std::ffi::OsString;
 
@@ -25,5 +26,6 @@ fn main(py: Python<'_>) -> PyResult<i32> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<session::Session>()?;
+    module.add_function(wrap_pyfunction!(settings::settings, module)?)?;
     module.add_function(wrap_pyfunction!(main, module)?)
 }

@@ -20,7 +20,7 @@ pub struct Options {
     pub pytest: PytestOptions,
     pub provider: LocalProviderConfig,
     pub junit: Option<PathBuf>,
-    /// Where durations are kept.
+    /// Where durations are recorded; `None`: nowhere. Where they are read from is in the configuration.
     pub history: Option<PathBuf>,
     /// How long events may wait to be handed over together.
     pub flush: Duration,
@@ -37,6 +37,7 @@ impl Options {
         let timeout = timeout.and_then(|secs| Duration::try_from_secs_f64(secs).ok()).unwrap_or(Duration::MAX);
         let junit = optional(options, "junit")?;
         let history: Option<PathBuf> = optional(options, "history")?;
+        let record = optional(options, "record_history")?.unwrap_or(true);
         let provider = LocalProviderConfig { working_dir: Some(cwd.clone()), ..LocalProviderConfig::default() };
         let config = Config {
             offload: OffloadConfig {
@@ -47,7 +48,7 @@ impl Options {
             },
             provider: ProviderConfig::Local(provider.clone()),
             history: HistoryConfig {
-                record_history: if history.is_some() { RecordHistory::Always } else { RecordHistory::Flag },
+                record_history: if record { RecordHistory::Always } else { RecordHistory::Flag },
                 // Nothing is read from a path that is empty.
                 path: history.clone().unwrap_or_default(),
                 ..HistoryConfig::default()
@@ -68,7 +69,7 @@ impl Options {
             init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },
         };
         let flush = Duration::from_millis(optional(options, "flush_ms")?.unwrap_or(20));
-        Ok(Self { config, pytest, provider, junit, history, flush })
+        Ok(Self { config, pytest, provider, junit, history: history.filter(|_| record), flush })
     }
 }
 

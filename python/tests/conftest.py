@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -26,23 +25,13 @@ except importlib.metadata.PackageNotFoundError:
     PATHS.append(str(HERE.parent))
 
 
-def extension() -> bool:
-    """Whether the extension has been built; otherwise the reference implementation stands in for it."""
-    if os.environ.get("OFFLOAD_TEST_REFERENCE"):
-        return False
-    return importlib.util.find_spec("pytest_offload") is not None and bool(
-        importlib.util.find_spec("pytest_offload._core")
-    )
-
-
 def plugins() -> list[str]:
     """The options that load what is not loaded by itself."""
-    found = [] if extension() else ["-p", "reference_core"]
     try:
         importlib.metadata.distribution("pytest-offload")
     except importlib.metadata.PackageNotFoundError:
-        found += ["-p", "pytest_offload.plugin"]
-    return found
+        return ["-p", "pytest_offload.plugin"]
+    return []
 
 
 @dataclass
@@ -124,10 +113,6 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Runner:
 def without_numbers() -> Callable[[str], str]:
     """Makes texts comparable that differ in times and addresses only."""
     return lambda text: re.sub(r"0x[0-9a-f]+|\d+\.\d+s", "N", text)
-
-
-def pytest_report_header() -> str:
-    return "orchestrator: " + ("the extension" if extension() else "the reference implementation")
 
 
 sys.path[:0] = PATHS

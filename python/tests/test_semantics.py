@@ -347,7 +347,6 @@ def test_what_is_missing_is_refused(run: Runner) -> None:
         "--offload-provider=docker",
         "--offload-isolation=module",
         "--offload-dist=each",
-        "--offload-config=x.toml",
         "--offload-retries=-1",
         "--offload-parallel=0",
         "--offload-timeout=soon",

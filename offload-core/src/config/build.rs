@@ -182,6 +182,10 @@ fn framework(values: &Values<'_>) -> FrameworkConfig {
             },
         }),
         "pytest" => FrameworkConfig::Pytest(PytestFrameworkConfig {
+            isolation: values.string("framework.isolation"),
+            dist: values.string("framework.dist"),
+            collect: values.string("framework.collect"),
+            start_method: values.string("framework.start_method"),
             command: values.string("framework.command"),
             paths: values.texts("framework.paths").into_iter().map(PathBuf::from).collect(),
             run_args: values.string("framework.run_args"),

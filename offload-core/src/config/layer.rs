@@ -32,6 +32,8 @@ pub(super) struct Assignment {
     pub(super) group: Option<String>,
     /// The value; `None` when it is wrong, which the problems then say.
     pub(super) value: Option<Checked>,
+    /// The value while it cannot be checked.
+    raw: Option<Raw>,
     pub(super) place: Place,
     pub(super) rank: Rank,
 }
@@ -60,13 +62,28 @@ impl Layers {
         written: Place,
         rank: Rank,
     ) {
-        let value = raw.and_then(|raw| check(name, key.kind, &raw, &mut self.problems));
-        self.assignments.push(Assignment { key, group: group.map(str::to_owned), value, place: written, rank });
+        let group = group.map(str::to_owned);
+        let (value, raw) = match raw {
+            // What it may be depends on a type that another layer may set.
+            Some(raw) if schema::rows(key.name).any(|row| row.kind != key.kind) => (None, Some(raw)),
+            raw => (raw.and_then(|raw| check(name, key.kind, &raw, &mut self.problems)), None),
+        };
+        self.assignments.push(Assignment { key, group, value, raw, place: written, rank });
+    }
+
+    /// Checks what had to wait until the types of the sections are known.
+    pub(super) fn check_by_type(&mut self, section_type: impl Fn(&str) -> Option<String>) {
+        for set in &mut self.assignments {
+            let Some(raw) = set.raw.take() else { continue };
+            let name = section_type(set.key.section()).unwrap_or_default();
+            let row = schema::rows(set.key.name).find(|row| row.is_for(&name)).unwrap_or(set.key);
+            set.value = check(row.name, row.kind, &raw, &mut self.problems);
+        }
     }
 
     /// The defaults that a front end sets apart from the schema's.
     pub(super) fn add_defaults(&mut self, defaults: &Defaults) {
-        for (name, value) in &defaults.0 {
+        for (name, value) in &defaults.values {
             self.add_value(name, value, &Place::Default, Rank::Default);
         }
     }

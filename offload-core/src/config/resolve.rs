@@ -24,7 +24,10 @@ pub struct Override {
 
 /// Defaults that depend on who asks: laid over those of the schema, under everything else.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Defaults(pub(super) Vec<(&'static str, toml::Value)>);
+pub struct Defaults {
+    pub(super) values: Vec<(&'static str, toml::Value)>,
+    inside_pytest: bool,
+}
 
 impl Defaults {
     /// What is usual for a kind of source: `offload.toml` has to name provider and framework; elsewhere the provider is
@@ -47,10 +50,21 @@ impl Defaults {
     /// The same with another default; the last one set for a key counts.
     #[must_use]
     pub fn set(mut self, key: &'static str, value: impl Into<toml::Value>) -> Self {
-        self.0.push((key, value.into()));
+        self.values.push((key, value.into()));
+        self
+    }
+
+    /// The same for a run that pytest itself drives, by its plugin: keys that only such a run honours are not said to
+    /// have no effect.
+    #[must_use]
+    pub fn inside_pytest(mut self) -> Self {
+        self.inside_pytest = true;
         self
     }
 }
+
+/// The origin of what nobody has set.
+const DEFAULT_ORIGIN: &str = "default";
 
 /// A resolved key and where its value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +91,11 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// Whether anybody has set this key: the command line, the environment or the file.
+    pub fn is_set(&self, key: &str) -> bool {
+        self.origins.iter().any(|setting| setting.key == key && setting.origin != DEFAULT_ORIGIN)
+    }
+
     /// The configuration as TOML, with a comment on each line that says where the value came from.
     pub fn render(&self) -> String {
         use std::fmt::Write as _;
@@ -135,7 +154,7 @@ pub fn resolve(
     layers.add_env(&env);
     layers.add_overrides(overrides);
 
-    let resolver = Resolver { path: &path, text: &text, layers };
+    let resolver = Resolver { path: &path, text: &text, layers, inside_pytest: defaults.inside_pytest };
     let (config, origins) = resolver.run().map_err(|problems| diagnostic::error(problems, &path, &text))?;
     Ok(Resolved { config, origins, base_dir: source.map_or_else(|| PathBuf::from("."), ConfigSource::base_dir) })
 }
@@ -166,12 +185,17 @@ struct Resolver<'a> {
     path: &'a str,
     text: &'a str,
     layers: Layers,
+    inside_pytest: bool,
 }
 
 impl Resolver<'_> {
     fn run(mut self) -> Result<(Config, Vec<Setting>), Vec<Problem>> {
         let provider = self.section_type("provider");
         let framework = self.section_type("framework");
+        self.layers.check_by_type(|section| {
+            let section_type = if section == "provider" { &provider } else { &framework };
+            section_type.as_ref().map(|(name, _)| name.clone())
+        });
         let section_type = |key: &Key| match key.section() {
             "provider" => provider.as_ref().map(|(name, _)| name.as_str()),
             "framework" => framework.as_ref().map(|(name, _)| name.as_str()),
@@ -276,14 +300,14 @@ impl Resolver<'_> {
         match key.default {
             DefaultValue::Required | DefaultValue::Unset => None,
             DefaultValue::SameAs(other) => others.get(other).map(|picked| Picked {
-                origin: if picked.rank == Rank::Default { "default".to_owned() } else { format!("as {other}") },
+                origin: if picked.rank == Rank::Default { DEFAULT_ORIGIN.to_owned() } else { format!("as {other}") },
                 rank: Rank::Default,
                 value: picked.value.clone(),
             }),
             DefaultValue::Toml(text) => {
                 let value = build::default_value(text);
                 let value = check(key.name, key.kind, &from_toml(&value, &Place::Default), &mut Vec::new())?;
-                Some(Picked { value, rank: Rank::Default, origin: "default".to_owned() })
+                Some(Picked { value, rank: Rank::Default, origin: DEFAULT_ORIGIN.to_owned() })
             }
         }
     }
@@ -316,7 +340,7 @@ impl Resolver<'_> {
 
     fn origin(&self, place: &Place) -> String {
         match place {
-            Place::Default => "default".to_owned(),
+            Place::Default => DEFAULT_ORIGIN.to_owned(),
             Place::File(span) => format!("{}:{}", self.path, line_of(self.text, span.start)),
             Place::Env { name, .. } | Place::Option { name, .. } => name.clone(),
         }
@@ -324,7 +348,7 @@ impl Resolver<'_> {
 
     fn show(&self, section: &str, key: &Key, picked: &Picked, origins: &mut Vec<Setting>) {
         // What does nothing is only worth showing to those who set it.
-        if matches!(key.status, Status::NotYet(_)) && picked.rank == Rank::Default {
+        if matches!(key.status, Status::NotYet(_) | Status::InsidePytest) && picked.rank == Rank::Default {
             return;
         }
         let full = format!("{section}.{}", key.leaf());
@@ -403,6 +427,12 @@ impl Resolver<'_> {
             };
             match key.status {
                 Status::Honoured => {}
+                Status::InsidePytest => {
+                    if !self.inside_pytest {
+                        let text = format!("`{}` has no effect here: it is for `pytest --offload`", key.name);
+                        say(self.origin(&set.place), text);
+                    }
+                }
                 Status::NotYet(why) => {
                     say(self.origin(&set.place), format!("`{}` has no effect yet: {why}", key.name));
                 }

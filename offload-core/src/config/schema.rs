@@ -86,6 +86,8 @@ pub enum Status {
     Honoured,
     /// It is accepted, and setting it is answered with a notice: this text, after "has no effect yet: ".
     NotYet(&'static str),
+    /// It is honoured by `pytest --offload`, and setting it is answered with a notice elsewhere.
+    InsidePytest,
     /// It is honoured with some providers; with others setting it is answered with a notice.
     WithProviders {
         /// The providers with which it is honoured.
@@ -124,6 +126,11 @@ impl Key {
 
     const fn not_yet(mut self, why: &'static str) -> Self {
         self.status = Status::NotYet(why);
+        self
+    }
+
+    const fn inside_pytest(mut self) -> Self {
+        self.status = Status::InsidePytest;
         self
     }
 
@@ -372,6 +379,40 @@ pub static KEYS: &[Key] = &[
         "`process`: one process per test. `binary`: a batch of tests of one binary in one process.",
     )
     .of(CARGO),
+    Key::new(
+        "framework.isolation",
+        Kind::OneOf(&["worker", "test"]),
+        Toml("\"worker\""),
+        "`worker`: the tests of a sandbox share a process. `test`: one process per test, a fork of the sandbox's.",
+    )
+    .of(PYTEST)
+    .inside_pytest(),
+    Key::new(
+        "framework.dist",
+        Kind::OneOf(&["load", "loadscope", "loadfile", "loadgroup"]),
+        Toml("\"load\""),
+        "Which tests stay in one sandbox: none have to, those of a class or module, of a file, or marked with the same \
+         `xdist_group`.",
+    )
+    .of(PYTEST)
+    .inside_pytest(),
+    Key::new(
+        "framework.collect",
+        Kind::OneOf(&["auto", "serial", "parallel"]),
+        Toml("\"auto\""),
+        "Whether sandboxes share collection out or one process collects everything. `auto`: the former, unless \
+         something needs the whole list of tests.",
+    )
+    .of(PYTEST)
+    .inside_pytest(),
+    Key::new(
+        "framework.start_method",
+        Kind::OneOf(&["auto", "fork", "spawn"]),
+        Toml("\"auto\""),
+        "How the processes of sandboxes are started. `auto`: they are forked where nobody can tell the difference.",
+    )
+    .of(PYTEST)
+    .inside_pytest(),
     Key::new("framework.command", Kind::Command(&[]), Toml("\"python -m pytest\""), "What starts pytest.").of(PYTEST),
     Key::new("framework.command", Kind::Command(&[]), Toml("\"npx vitest\""), "What starts vitest.").of(VITEST),
     Key::new("framework.paths", Kind::Paths, Toml("[]"), "Where tests are. Empty: where pytest looks by itself.")
@@ -525,11 +566,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_of_one_key_take_the_same_values_and_share_no_type() {
+    fn rows_of_one_key_share_no_type() {
         for key in KEYS {
             assert!(SECTIONS.contains(&key.section()), "{}", key.name);
             for other in rows(key.name).filter(|other| !std::ptr::eq(*other, key)) {
-                assert_eq!(key.kind, other.kind, "{}", key.name);
+                // The environment's strings are read before types are known.
+                assert_eq!(key.kind.is_scalar(), other.kind.is_scalar(), "{}", key.name);
                 assert!(!key.types.is_empty() && !other.types.is_empty(), "{}", key.name);
                 assert!(key.types.iter().all(|of| !other.types.contains(of)), "{}", key.name);
             }

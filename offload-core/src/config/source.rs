@@ -145,6 +145,11 @@ fn lookup<'d, 'i>(document: &'d DeTable<'i>, path: &[&str]) -> Option<Looked<'d,
 /// Cargo workspace that `start_dir` is in, when it has `[workspace.metadata.offload]` (or `[package.metadata.offload]`);
 /// else a `pyproject.toml` there or above with `[tool.offload]`.
 pub fn find_config(start_dir: &Path) -> Option<ConfigSource> {
+    find_config_of(start_dir, &[SourceKind::OffloadToml, SourceKind::CargoManifest, SourceKind::PyProject])
+}
+
+/// As [`find_config`], among files of these kinds only.
+pub fn find_config_of(start_dir: &Path, kinds: &[SourceKind]) -> Option<ConfigSource> {
     // "Above" is meant physically, as `cd ..` does it: symbolic links and `..` are resolved first.
     let absolute = start_dir.canonicalize().or_else(|_| std::path::absolute(start_dir)).ok()?;
     let candidates = |name: &'static str| {
@@ -153,13 +158,17 @@ pub fn find_config(start_dir: &Path) -> Option<ConfigSource> {
         let above = absolute.ancestors().skip(1).map(move |dir| dir.join(name)).collect::<Vec<_>>();
         std::iter::once(here).chain(above).filter(|path| path.is_file())
     };
-    if let Some(path) = candidates("offload.toml").next() {
-        return Some(ConfigSource::from_path(path));
-    }
-    let manifest =
-        candidates("Cargo.toml").find(|path| is_workspace_root(path)).or_else(|| candidates("Cargo.toml").next());
-    let manifest = manifest.map(ConfigSource::from_path).filter(ConfigSource::configures);
-    manifest.or_else(|| candidates("pyproject.toml").map(ConfigSource::from_path).find(ConfigSource::configures))
+    let file = || candidates("offload.toml").next().map(ConfigSource::from_path);
+    let manifest = || {
+        let root = candidates("Cargo.toml").find(|path| is_workspace_root(path));
+        let manifest = root.or_else(|| candidates("Cargo.toml").next());
+        manifest.map(ConfigSource::from_path).filter(ConfigSource::configures)
+    };
+    let project = || candidates("pyproject.toml").map(ConfigSource::from_path).find(ConfigSource::configures);
+    let of_kind = |kind, find: &dyn Fn() -> Option<ConfigSource>| if kinds.contains(&kind) { find() } else { None };
+    of_kind(SourceKind::OffloadToml, &file)
+        .or_else(|| of_kind(SourceKind::CargoManifest, &manifest))
+        .or_else(|| of_kind(SourceKind::PyProject, &project))
 }
 
 fn is_workspace_root(manifest: &Path) -> bool {
