@@ -68,6 +68,7 @@ impl Active {
 pub(super) struct Work {
     pub(super) items: Vec<RunItem>,
     pub(super) unit: Result<Arc<Unit>, UnitKey>,
+    pub(super) together: Together,
     pub(super) no_capture: bool,
 }
 
@@ -230,7 +231,7 @@ impl Mailbox {
         let Some(unit) = state.units.get(&first.unit).cloned() else {
             let unit = Err(first.unit);
             state.activate(&first, true, false);
-            return Some(Work { items: vec![first], unit, no_capture: state.no_capture });
+            return Some(Work { items: vec![first], unit, together: Together::One, no_capture: state.no_capture });
         };
         let mut items = vec![first];
         let how = together(state.isolation, &unit, items[0].unit);
@@ -252,7 +253,7 @@ impl Mailbox {
         for item in &items {
             state.activate(item, alone, matches!(how, Together::UpTo(_)) && !alone);
         }
-        Some(Work { items, unit: Ok(unit), no_capture: state.no_capture })
+        Some(Work { items, unit: Ok(unit), together: how, no_capture: state.no_capture })
     }
 
     /// The last message of the worker. Nothing waits for tests in the queue any more.

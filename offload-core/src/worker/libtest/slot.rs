@@ -82,7 +82,9 @@ impl Slot {
                     self.release();
                     doctest::run(&mut self, work.items, &unit, work.no_capture);
                 }
-                (Ok(unit), [item]) => single::run(&mut self, item, &unit, work.no_capture),
+                (Ok(unit), [item]) if work.together == Together::One => {
+                    single::run(&mut self, item, &unit, work.no_capture);
+                }
                 (Ok(unit), _) => {
                     self.release();
                     let key = work.items[0].unit;
