@@ -7,6 +7,7 @@ time-outs are the orchestrator's business.
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -93,6 +94,7 @@ class Controller:
         self._finish_lines: list[list[str]] = []
         self._properties: set[tuple[str, str]] = set()
         self._seen: list[str] = []
+        self._parsed: dict[str, Any] = {}
         self._stops: dict[int, dict[str, Any]] = {}
         self._logged: set[int] = set()
         self._logstart: Callable[..., Any] | None = None
@@ -135,12 +137,15 @@ class Controller:
             hook = self.config.pluginmanager.subset_hook_caller("pytest_runtest_logstart", [reporter])
         self._logstart = hook if hook.get_hookimpls() else None
         self._make_room_for_durations()
+        # What is there now, and the reports of a whole run later, is no garbage: looking for some there takes long.
+        gc.freeze()
         try:
             self.core.run(self._on_events)
             if self.in_order is not None:
                 self.in_order.rest()
         finally:
             self._update_cache()
+            gc.freeze()
         if self.problem or self.not_run:
             # Neither a failure nor an interruption: something is missing from the results.
             text = self.problem or f"{self.not_run} tests were not run"
@@ -253,7 +258,10 @@ class Controller:
         def commit() -> None:
             node = self._node(worker)
             if data is None:
-                self._log(attempt, reports.passed(attempt, durations, node))
+                passed = reports.passed(attempt, durations, node)
+                # What newer versions of pytest make of the name; their cache wants it again.
+                self._parsed[nodeid] = passed[0].__dict__.get("_id")
+                self._log(attempt, passed)
             else:
                 self._log(attempt, reports.received(self.config, data, attempt, node))
 
@@ -419,7 +427,10 @@ class Controller:
             from _pytest import cacheprovider
 
             node_id = getattr(cacheprovider, "NodeId", None)
-            plugin.cached_nodeids.update(node_id.parse(nodeid) if node_id else nodeid for nodeid in self._seen)
+            parsed = self._parsed.get
+            plugin.cached_nodeids.update(
+                (parsed(nodeid) or node_id.parse(nodeid)) if node_id else nodeid for nodeid in self._seen
+            )
 
     def _adopt_stepwise(self, state: dict[str, Any]) -> None:
         """Takes over what collection has decided where it was done."""

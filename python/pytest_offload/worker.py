@@ -23,6 +23,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 DUMP_SIGNAL = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
+# A worker that has tests to run looks for messages this often at most, in seconds.
+LISTEN_INTERVAL = 0.002
 # Captured output and failure texts longer than this lose their middle.
 TEXT_LIMIT = 4 * 1024 * 1024
 # Modules whose hooks on the list of items treat items one by one, so that each worker can apply them to its share.
@@ -1050,6 +1053,7 @@ class Worker:
         self.session = plugin.session
         self.queue: collections.deque[Message] = collections.deque()
         self.ending = False
+        self._listened = 0.0
         # The test that ran last and may have left scopes standing.
         self.last: tuple[int, nodes.Item] | None = None
         # Items that have run before, with the number of properties that they had when new.
@@ -1058,7 +1062,9 @@ class Worker:
 
     def run(self) -> None:
         while True:
-            self._listen(block=not self.queue and not self.ending)
+            # With enough to do, nothing that is said is urgent to within a few milliseconds.
+            if len(self.queue) < 2 or time.monotonic() >= self._listened + LISTEN_INTERVAL:
+                self._listen(block=not self.queue and not self.ending)
             if self.queue:
                 self._run_next()
             elif self.ending:
@@ -1085,6 +1091,7 @@ class Worker:
                 self.ending = True
             elif kind == "shutdown":
                 self.ending = True
+        self._listened = time.monotonic()
 
     def _item(self, test: Message) -> nodes.Item:
         silent, self.plugin.silent = self.plugin.silent, True
