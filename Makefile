@@ -17,7 +17,7 @@ demo:
 
 # Everything that can be tested on this machine. Python tests use an environment of their own under target/.
 test: $(VENV)/ready
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CARGO) test --workspace --locked --no-fail-fast
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/with_docker.sh $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) wheel
 	$(VENV)/bin/python -m pytest python/tests
 

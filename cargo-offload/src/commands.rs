@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 pub mod build;
+pub mod clean;
 pub mod history;
 pub mod init;
 pub mod list;

@@ -67,6 +67,7 @@ fn offload_command(cli: OffloadCli) -> Outcome {
         OffloadCommand::Logs(args) => commands::logs::offload(&common, &args),
         OffloadCommand::History(command) => commands::history::run(&common, &command),
         OffloadCommand::CheckpointStatus => commands::build::checkpoint_status(),
+        OffloadCommand::Clean(args) => commands::clean::clean(&common, &args),
         OffloadCommand::Worker => commands::worker::serve(),
     }
 }

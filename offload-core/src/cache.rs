@@ -81,7 +81,12 @@ impl ImageKey {
         Ok(())
     }
 
-    fn hex(&self) -> String {
+    /// The beginning of the key, for names.
+    pub(crate) fn short(&self) -> String {
+        self.hex()[..12].to_owned()
+    }
+
+    pub(crate) fn hex(&self) -> String {
         let mut hex = String::with_capacity(64);
         for byte in self.0.clone().finalize() {
             let _ = write!(hex, "{byte:02x}");

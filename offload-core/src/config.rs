@@ -60,7 +60,11 @@ impl Config {
             ))
         };
         if let ProviderConfig::Unavailable { kind } = &self.provider {
-            return Err(unavailable("provider", kind, "`local`, or to `default` with commands of your own"));
+            return Err(unavailable(
+                "provider",
+                kind,
+                "`local` or `docker`, or to `default` with commands of your own",
+            ));
         }
         if let FrameworkConfig::Unavailable { kind } = &self.framework {
             return Err(unavailable("framework", kind, "`default` with commands of your own"));
@@ -124,6 +128,8 @@ pub enum ProviderConfig {
     Local(LocalProviderConfig),
     /// `type = "default"`
     Default(DefaultProviderConfig),
+    /// `type = "docker"`
+    Docker(DockerProviderConfig),
     /// A provider that is recognised, so that its files load, and not there yet.
     Unavailable {
         /// Its `type`.
@@ -137,6 +143,7 @@ impl ProviderConfig {
         match self {
             Self::Local(_) => "local",
             Self::Default(_) => "default",
+            Self::Docker(_) => "docker",
             Self::Unavailable { kind } => kind,
         }
     }
@@ -199,6 +206,41 @@ impl Default for DefaultProviderConfig {
             env: BTreeMap::new(),
         }
     }
+}
+
+/// The provider `docker`: containers.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DockerProviderConfig {
+    /// `image`: what containers start from.
+    pub image: Option<String>,
+    /// `dockerfile`: what the image is built from, instead.
+    pub dockerfile: Option<PathBuf>,
+    /// `context`: what the Dockerfile can copy from; its own directory when absent.
+    pub context: Option<PathBuf>,
+    /// `build_args`: values of the Dockerfile's `ARG`s.
+    pub build_args: BTreeMap<String, String>,
+    /// `include`: patterns of files that travel although they are ignored.
+    pub include: Vec<String>,
+    /// `exclude`: patterns of files that do not travel.
+    pub exclude: Vec<String>,
+    /// `copy_dirs`: pairs of a path here and a path there.
+    pub copy_dirs: Vec<(PathBuf, PathBuf)>,
+    /// `env`: environment of everything in the containers.
+    pub env: BTreeMap<String, String>,
+    /// `mounts`: `SOURCE:TARGET` or `SOURCE:TARGET:ro`.
+    pub mounts: Vec<String>,
+    /// `network`
+    pub network: Option<String>,
+    /// `user`: who runs the tests and owns the project's files; the image's user when absent.
+    pub user: Option<String>,
+    /// `cpus`
+    pub cpus: Option<f64>,
+    /// `memory`, as `512m`.
+    pub memory: Option<String>,
+    /// `privileged`
+    pub privileged: bool,
+    /// `platform`, as `linux/arm64`.
+    pub platform: Option<String>,
 }
 
 /// `[framework]`: what kind of tests there are.

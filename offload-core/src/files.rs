@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use archive::Owner;
 pub use select::Project;
@@ -45,12 +46,19 @@ pub struct FileSet {
 /// A file, directory or link.
 #[derive(Debug, Clone)]
 struct Entry {
-    source: PathBuf,
+    source: Source,
     mode: u32,
     /// Seconds since the epoch. Python tells by it whether compiled code is current, so it travels; it does not count
     /// as a difference.
     modified: u64,
     kind: Kind,
+}
+
+/// Where the content of a file is.
+#[derive(Debug, Clone)]
+enum Source {
+    Path(PathBuf),
+    Bytes(Arc<[u8]>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +86,7 @@ impl FileSet {
         for path in project.select()? {
             let relative = path.strip_prefix(project.root()).unwrap_or(&path);
             let target = if relative.as_os_str().is_empty() { remote.to_owned() } else { remote.join(relative) };
-            self.add_one(&path, target)?;
+            self.add_entry(&path, target)?;
         }
         Ok(())
     }
@@ -95,7 +103,7 @@ impl FileSet {
     }
 
     fn add_tree(&mut self, source: &Path, remote: &Path) -> Result<(), FilesError> {
-        self.add_one(source, remote.to_owned())?;
+        self.add_entry(source, remote.to_owned())?;
         if source.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
             for entry in fs::read_dir(source).map_err(|error| FilesError::unreadable(source, &error))? {
                 let entry = entry.map_err(|error| FilesError::unreadable(source, &error))?;
@@ -105,7 +113,8 @@ impl FileSet {
         Ok(())
     }
 
-    fn add_one(&mut self, source: &Path, target: PathBuf) -> Result<(), FilesError> {
+    /// Adds what is at `source` and nothing below it.
+    pub(crate) fn add_entry(&mut self, source: &Path, target: PathBuf) -> Result<(), FilesError> {
         let entry = match entry(source) {
             Ok(entry) => entry,
             // Gone since it was seen.
@@ -117,6 +126,18 @@ impl FileSet {
             None => tracing::debug!(path = %source.display(), "neither file, directory nor link: does not travel"),
         }
         Ok(())
+    }
+
+    /// A set of one file with this content, which exists nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// [`FilesError`] when no temporary file can be written.
+    pub fn of_bytes(remote: &Path, bytes: Vec<u8>) -> Result<Self, FilesError> {
+        let size = bytes.len() as u64;
+        let kind = Kind::File { size, hash: blake3::hash(&bytes) };
+        let entry = Entry { source: Source::Bytes(bytes.into()), mode: 0o644, modified: 0, kind };
+        Ok(Self { entries: BTreeMap::from([(remote.to_owned(), entry)]) })
     }
 
     /// Whether something of the set is at this path in the sandbox.
@@ -183,7 +204,7 @@ fn entry(source: &Path) -> io::Result<Option<Entry>> {
         return Ok(None);
     };
     let mode = metadata.permissions().mode() & 0o7777;
-    Ok(Some(Entry { source: source.to_owned(), mode, modified: modified(&metadata), kind }))
+    Ok(Some(Entry { source: Source::Path(source.to_owned()), mode, modified: modified(&metadata), kind }))
 }
 
 fn modified(metadata: &Metadata) -> u64 {

@@ -5,6 +5,7 @@
 //! machine gives its [`HostSlot`], and tests then run in it without any command in between.
 
 pub mod default;
+pub mod docker;
 pub mod local;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,14 @@ impl Command {
     /// A line for `/bin/sh`.
     pub fn shell(line: impl Into<String>) -> Self {
         Self::new("/bin/sh", ["-c".to_owned(), line.into()])
+    }
+
+    /// Program and arguments as a script for `/bin/sh`, without environment and working directory.
+    pub(crate) fn script(&self) -> String {
+        match (self.program.as_str(), self.args.as_slice()) {
+            ("/bin/sh", [flag, script]) if flag == "-c" => script.clone(),
+            _ => Self::new(self.program.clone(), self.args.clone()).to_shell(),
+        }
     }
 
     /// The command as one line for a POSIX shell: environment, working directory, program and arguments, all quoted.

@@ -116,6 +116,7 @@ fn offload_in_short() {
       logs               Show tests of the last run with their output
       history            Work with the history file
       checkpoint-status  Show which base image the current checkout would use
+      clean              Remove what runs in containers have left on the Docker daemon
       help               Print this message or the help of the given subcommand(s)
 
     Options:

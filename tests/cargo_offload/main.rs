@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+#[path = "../../offload-core/tests/support/docker.rs"]
+mod docker_support;
 mod support;
 
 mod bad_input;
 mod basics;
+mod docker;
 mod equality;
 mod faults;
 mod help;

@@ -42,6 +42,8 @@ pub enum OffloadCommand {
     History(HistoryCommand),
     /// Show which base image the current checkout would use
     CheckpointStatus,
+    /// Remove what runs in containers have left on the Docker daemon
+    Clean(CleanArgs),
     /// Run tests for an orchestrator on another machine
     #[command(hide = true)]
     Worker,
@@ -105,10 +107,18 @@ pub enum ListFormat {
     Json,
 }
 
+/// The options of `clean`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CleanArgs {
+    /// Clean up after the runs of all projects, not only of this one
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// The options of `init`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct InitArgs {
-    /// The provider to write: local, default
+    /// The provider to write: local, docker, default
     #[arg(short, long, value_name = "PROVIDER", default_value = "local")]
     pub provider: String,
     /// The framework to write: pytest, cargo, default [default: what the directory looks like]

@@ -11,7 +11,7 @@ use crate::settings::{Overrides, Settings};
 /// `offload build`: does what all sandboxes of a run share, without running tests.
 pub fn build(common: &CommonArgs, args: &ImageArgs) -> Outcome {
     let settings = Settings::offload(common, Overrides::default())?;
-    if !matches!(settings.config.provider, ProviderConfig::Default(_)) {
+    if !matches!(settings.config.provider, ProviderConfig::Default(_) | ProviderConfig::Docker(_)) {
         anyhow::bail!("the configured provider has no image to build");
     }
     let provider = super::run::provider(&settings.config, args)?;

@@ -77,7 +77,15 @@ fn provider_section(provider: &str) -> anyhow::Result<&'static str> {
              download_command = \"@tempdir_sandbox.sh download {sandbox_id} {paths}\"\n\
              copy_dirs = [\".:.\"]      # the project's files, into each sandbox\n"
         }
-        other => anyhow::bail!("there is no provider `{other}` to write; there are local and default"),
+        "docker" => {
+            "[provider]\n\
+             type = \"docker\"         # containers\n\
+             image = \"debian:stable-slim\"  # or `dockerfile`; with what the tests need, such as python:3-slim\n\
+             # env = { KEY = \"value\" }\n\
+             # mounts = [\"cache:/root/.cache\"]\n\
+             # memory = \"2g\"\n"
+        }
+        other => anyhow::bail!("there is no provider `{other}` to write; there are local, docker and default"),
     })
 }
 

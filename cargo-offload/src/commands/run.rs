@@ -13,6 +13,7 @@ use offload_core::framework::default::DefaultFramework;
 use offload_core::framework::pytest::PytestFramework;
 use offload_core::orchestrator::Orchestrator;
 use offload_core::provider::default::DefaultProvider;
+use offload_core::provider::docker::DockerProvider;
 use offload_core::provider::local::LocalProvider;
 use offload_core::provider::{CopyDir, SandboxProvider};
 use offload_core::report::console::{ColorChoice, ConsoleOptions, ConsoleReporter, Progress, Surroundings};
@@ -133,7 +134,7 @@ pub fn framework(settings: &Settings, look: BuildLook) -> anyhow::Result<Arc<dyn
 
 /// The provider that the configuration names.
 pub fn provider(config: &Config, image: &ImageArgs) -> anyhow::Result<Arc<dyn SandboxProvider>> {
-    let has_images = matches!(config.provider, ProviderConfig::Default(_));
+    let has_images = matches!(config.provider, ProviderConfig::Default(_) | ProviderConfig::Docker(_));
     if !has_images && (image.no_cache || image.override_image_id.is_some()) {
         anyhow::bail!("--no-cache and --override-image-id are for providers with images; this one has none");
     }
@@ -141,6 +142,16 @@ pub fn provider(config: &Config, image: &ImageArgs) -> anyhow::Result<Arc<dyn Sa
         ProviderConfig::Local(local) => Arc::new(LocalProvider::new(local.clone())),
         ProviderConfig::Default(_) => {
             let mut provider = DefaultProvider::from_config(config)?;
+            if image.no_cache {
+                provider = provider.without_cache();
+            }
+            if let Some(id) = &image.override_image_id {
+                provider = provider.with_image_id(id.clone());
+            }
+            Arc::new(provider)
+        }
+        ProviderConfig::Docker(_) => {
+            let mut provider = DockerProvider::from_config(config)?;
             if image.no_cache {
                 provider = provider.without_cache();
             }

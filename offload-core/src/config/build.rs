@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::resolve::Picked;
 use super::value::{Checked, Entry};
 use super::{
-    CargoFrameworkConfig, CheckpointConfig, Config, DefaultFrameworkConfig, DefaultProviderConfig, FrameworkConfig,
-    GroupConfig, HistoryConfig, LocalProviderConfig, OffloadConfig, ProviderConfig, PytestFrameworkConfig,
-    RecordHistory, ReportConfig,
+    CargoFrameworkConfig, CheckpointConfig, Config, DefaultFrameworkConfig, DefaultProviderConfig,
+    DockerProviderConfig, FrameworkConfig, GroupConfig, HistoryConfig, LocalProviderConfig, OffloadConfig,
+    ProviderConfig, PytestFrameworkConfig, RecordHistory, ReportConfig,
 };
 use crate::framework::Isolation;
 
@@ -52,11 +52,15 @@ impl Values<'_> {
         }
     }
 
-    fn number(&self, key: &str) -> f64 {
+    fn amount(&self, key: &str) -> Option<f64> {
         match self.get(key) {
-            Some(Checked::Float(float)) => *float,
-            _ => mismatch(key),
+            Some(Checked::Float(float)) => Some(*float),
+            _ => None,
         }
+    }
+
+    fn number(&self, key: &str) -> f64 {
+        self.amount(key).unwrap_or_else(|| mismatch(key))
     }
 
     fn flag(&self, key: &str) -> bool {
@@ -83,6 +87,12 @@ impl Values<'_> {
             Some(Checked::List(items)) => items.iter().map(|(text, _)| text.value.clone()).collect(),
             _ => Vec::new(),
         }
+    }
+
+    fn pairs(&self, key: &str) -> Vec<(PathBuf, PathBuf)> {
+        let pairs = self.texts(key);
+        let pairs = pairs.iter().filter_map(|pair| pair.split_once(':'));
+        pairs.map(|(local, remote)| (local.into(), remote.into())).collect()
     }
 
     fn env(&self, key: &str) -> BTreeMap<String, String> {
@@ -155,15 +165,27 @@ fn provider(values: &Values<'_>) -> ProviderConfig {
             destroy_command: values.string("provider.destroy_command"),
             download_command: values.text("provider.download_command"),
             timeout: values.secs("provider.timeout_secs"),
-            copy_dirs: values
-                .texts("provider.copy_dirs")
-                .iter()
-                .filter_map(|pair| pair.split_once(':'))
-                .map(|(local, remote)| (local.into(), remote.into()))
-                .collect(),
+            copy_dirs: values.pairs("provider.copy_dirs"),
             cpu_cores: values.number("provider.cpu_cores"),
             working_dir: values.path("provider.working_dir"),
             env: values.env("provider.env"),
+        }),
+        "docker" => ProviderConfig::Docker(DockerProviderConfig {
+            image: values.text("provider.image"),
+            dockerfile: values.path("provider.dockerfile"),
+            context: values.path("provider.context"),
+            build_args: values.env("provider.build_args"),
+            include: values.texts("provider.include"),
+            exclude: values.texts("provider.exclude"),
+            copy_dirs: values.pairs("provider.copy_dirs"),
+            env: values.env("provider.env"),
+            mounts: values.texts("provider.mounts"),
+            network: values.text("provider.network"),
+            user: values.text("provider.user"),
+            cpus: values.amount("provider.cpus"),
+            memory: values.text("provider.memory"),
+            privileged: values.flag("provider.privileged"),
+            platform: values.text("provider.platform"),
         }),
         later => ProviderConfig::Unavailable { kind: later.to_owned() },
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tar::{Builder, EntryType, Header};
 
-use super::{Entry, FileSet, FilesError, Kind};
+use super::{Entry, FileSet, FilesError, Kind, Source};
 
 /// Whose files they are in the sandbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,7 +27,10 @@ impl FileSet {
     pub fn write_tar(&self, owner: Owner, to: impl Write) -> Result<(), FilesError> {
         let mut builder = Builder::new(to);
         for (path, entry) in &self.entries {
-            append(&mut builder, path, entry, owner).map_err(|error| FilesError::unreadable(&entry.source, &error))?;
+            append(&mut builder, path, entry, owner).map_err(|error| match &entry.source {
+                Source::Path(source) => FilesError::unreadable(source, &error),
+                Source::Bytes(_) => FilesError::unreadable(path, &error),
+            })?;
         }
         let finished = builder.into_inner().and_then(|mut to| to.flush());
         finished.map_err(|error| FilesError(format!("cannot write an archive of the project's files: {error}")))
@@ -54,8 +57,13 @@ fn append(builder: &mut Builder<impl Write>, path: &Path, entry: &Entry, owner: 
         Kind::File { size, .. } => {
             header.set_entry_type(EntryType::Regular);
             header.set_size(*size);
-            let mut contents = Exactly { file: File::open(&entry.source)?, left: *size };
-            builder.append_data(&mut header, path, &mut contents)
+            match &entry.source {
+                Source::Path(source) => {
+                    let mut contents = Exactly { file: File::open(source)?, left: *size };
+                    builder.append_data(&mut header, path, &mut contents)
+                }
+                Source::Bytes(bytes) => builder.append_data(&mut header, path, &bytes[..]),
+            }
         }
     }
 }

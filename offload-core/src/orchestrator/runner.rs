@@ -5,6 +5,7 @@
 //! hears the same [messages](Message).
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -261,7 +262,7 @@ async fn run_commands(
             continue;
         }
         number += 1;
-        let result_file = result_file(&context.run_id, index, number);
+        let result_file = result_file(&context.run_id, index, number, sandbox.host_slot().is_some());
         result_files.push(result_file.clone());
         let instances: Vec<TestInstance> = jobs.iter().map(|job| job.instance.clone()).collect();
         for job in &jobs {
@@ -319,9 +320,10 @@ async fn run_commands(
     }
 }
 
-/// Where a batch's results go, in the sandbox.
-fn result_file(run_id: &str, index: SandboxIndex, number: u32) -> String {
-    let dir = std::env::temp_dir();
+/// Where a batch's results go, in the sandbox. What this machine calls its directory for temporary files need not exist
+/// elsewhere.
+fn result_file(run_id: &str, index: SandboxIndex, number: u32, here: bool) -> String {
+    let dir = if here { std::env::temp_dir() } else { PathBuf::from("/tmp") };
     format!("{}/offload-{run_id}-{}-{number}.result", dir.to_string_lossy().trim_end_matches('/'), index.0)
 }
 

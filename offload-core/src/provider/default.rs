@@ -384,10 +384,7 @@ impl Sandbox for DefaultSandbox {
         }
         // Whatever starts programs over there takes no argument that long.
         let mut inner = complete.clone();
-        let script = match (inner.program.as_str(), inner.args.as_slice()) {
-            ("/bin/sh", [flag, script]) if flag == "-c" => script.clone(),
-            _ => Command { env: BTreeMap::new(), working_dir: None, ..inner.clone() }.to_shell(),
-        };
+        let script = inner.script();
         let file = transfer::temporary_name("sh");
         let uploaded = transfer::send_bytes(self, script.as_bytes(), &file).await;
         uploaded.map_err(|error| ProviderError::Exec(error.to_string()))?;

@@ -157,6 +157,9 @@ retry_count = 2
     path = "offload-history.jsonl"                # default
     reservoir_size = 20                           # default
     default_duration_secs = 1.0                   # default
+
+    [checkpoint]
+    build_inputs = []                             # default
     "#);
 
     let ProviderConfig::Default(provider) = resolved.config.provider else { panic!("{:?}", resolved.config.provider) };
@@ -219,7 +222,7 @@ build_inputs = ["Cargo.lock"]
     offload.toml:10: `framework.test_id_format` has no effect yet: results of Rust tests are not read from JUnit
     offload.toml:11: `framework.paths` has no effect with framework `nextest`: it is for `pytest`
     offload.toml:13: `report.download_globs` has no effect yet: no files but test results are brought back from sandboxes so far
-    offload.toml:15: `checkpoint.build_inputs` has no effect yet: no provider builds an image by itself so far
+    offload.toml:15: `checkpoint.build_inputs` has no effect with provider `local`: it makes no image
     "#);
     assert_eq!(Case::file(MINIMAL).config().notices, Vec::<String>::new());
 }
@@ -288,15 +291,13 @@ fn files_for_later_providers_load_and_runs_are_refused() {
     assert_snapshot!(config.notices.join("\n"), @r#"
     offload.toml:13: the provider `modal` is not there yet: a run with it is refused
     offload.toml:21: the framework `vitest` is not there yet: a run with it is refused
-    offload.toml:8: `offload.sandbox_init_cmd` has no effect yet: no provider builds an image by itself so far; with provider `default`, put it into `prepare_command`
     offload.toml:9: `offload.post_patch_cmd` has no effect yet: sandboxes do not start from a checkpoint plus a patch so far
     offload.toml:34: `report.download_globs` has no effect yet: no files but test results are brought back from sandboxes so far
     offload.toml:35: `report.download_globs_failure_only` has no effect yet: no files but test results are brought back from sandboxes so far
-    offload.toml:42: `checkpoint.build_inputs` has no effect yet: no provider builds an image by itself so far
     "#);
     assert_snapshot!(config.check_available().unwrap_err(), @r#"
     error: nothing can be run with the provider `modal`: it is not there yet
-    help: set `provider.type` to `local`, or to `default` with commands of your own
+    help: set `provider.type` to `local` or `docker`, or to `default` with commands of your own
     "#);
     assert!(Case::file(MINIMAL).config().check_available().is_ok());
 }

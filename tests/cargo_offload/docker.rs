@@ -1,0 +1,174 @@
+//! `--provider docker`, from a command line to containers that are gone.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::docker_support::{docker, image};
+use crate::support::{Run, offload, wait_until};
+
+/// A project whose images are removed at the end.
+struct Project(tempfile::TempDir);
+
+impl Project {
+    /// With these files and, as `offload.toml`, `config` after a `[provider]` for the image of the tests; `None` where
+    /// there is no daemon.
+    fn new(config: &str, files: &[(&str, &str)]) -> Option<Self> {
+        let image = image()?;
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("offload.toml", &format!("[provider]\ntype = \"docker\"\nimage = \"{image}\"\n{config}"));
+        for (path, text) in files {
+            write(path, text);
+        }
+        Some(Self(dir))
+    }
+
+    fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run(&self, args: &[&str]) -> Run {
+        Run::new(offload(self.dir()), args)
+    }
+
+    fn label(&self) -> String {
+        format!("label=offload.project={}", self.dir().canonicalize().unwrap().display())
+    }
+
+    fn containers(&self) -> String {
+        docker(&["ps", "--all", "--quiet", "--filter", &self.label()])
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        self.run(&["clean"]).exits(0);
+    }
+}
+
+const PYTEST: &str = "[framework]\ntype = \"pytest\"\ncommand = \"python3 -m pytest\"\n[offload]\nmax_parallel = 2\n";
+
+/// Shell scripts as tests, each alone in its command.
+const SHELL_TESTS: &str = r#"
+[framework]
+type = "default"
+discover_command = "ls t/*.sh"
+run_command = "for test in {tests}; do sh \"$test\" || exit 1; done"
+test_id_format = "{name}"
+
+[groups.each]
+schedule_individual = true
+
+[offload]
+max_parallel = 2
+"#;
+
+#[test]
+fn pytest_runs_in_containers_and_paths_are_those_of_the_repository() {
+    let tests = "import os, pytest\n\
+                 def test_passes(): assert open('/proc/1/comm').read() == 'sh\\n'\n\
+                 def test_fails(): print('from the container'); assert os.getcwd() == 'elsewhere'\n\
+                 @pytest.mark.skip(reason='why not')\n\
+                 def test_skipped(): pass\n";
+    let Some(project) = Project::new(PYTEST, &[("tests/test_it.py", tests)]) else { return };
+    let run = project.run(&["run"]).exits(1).says("1 passed, 1 failed, 1 skipped").says("from the container");
+    // The directory of the tests is where it is here.
+    let run = run.says(&format!("assert '{}' == 'elsewhere'", project.dir().canonicalize().unwrap().display()));
+    assert_eq!(run.junit().cases.len(), 3);
+    assert_eq!(project.containers(), "");
+}
+
+#[test]
+fn any_framework_runs_in_containers_from_the_command_line_alone() {
+    let files =
+        [("t/good.sh", "read first </proc/1/comm; test $first = sh\n"), ("t/bad.sh", "echo what went wrong; exit 1\n")];
+    let Some(project) = Project::new(SHELL_TESTS, &files) else { return };
+    let config = std::fs::read_to_string(project.dir().join("offload.toml")).unwrap();
+    let framework = config.split("[framework]").nth(1).unwrap();
+    std::fs::write(project.dir().join("offload.toml"), format!("[provider]\ntype = \"local\"\n[framework]{framework}"))
+        .unwrap();
+    project.run(&["run"]).exits(1).says("2 failed");
+    let mut command = offload(project.dir());
+    command.env("OFFLOAD_PROVIDER_IMAGE", image().unwrap());
+    Run::new(command, ["run", "--provider", "docker"]).exits(1).says("1 passed, 1 failed").says("what went wrong");
+}
+
+#[test]
+fn however_a_run_ends_no_container_stays() {
+    for signal in [Signal::INT, Signal::KILL] {
+        let files = [("t/a.sh", "touch /begun; sleep 1000\n"), ("t/b.sh", "touch /begun; sleep 1000\n")];
+        let Some(project) = Project::new(SHELL_TESTS, &files) else { return };
+        let mut command = offload(project.dir());
+        let mut run = command.arg("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("two tests run in containers", || {
+            let containers = project.containers();
+            let begun = |id: &str| {
+                let mut docker = std::process::Command::new("docker");
+                docker.args(["exec", id, "test", "-e", "/begun"]).output().unwrap().status.success()
+            };
+            containers.lines().filter(|id| begun(id)).count() == 2
+        });
+        kill_process(Pid::from_child(&run), signal).unwrap();
+        let status = run.wait().unwrap();
+        if signal == Signal::INT {
+            assert_eq!(status.code(), Some(130));
+            assert_eq!(project.containers(), "");
+        }
+        wait_until("the containers are gone", || project.containers().is_empty());
+    }
+}
+
+#[test]
+fn a_container_that_is_killed_costs_no_test() {
+    // The first that comes waits to be killed.
+    let test = "if mkdir /seen/first 2>/dev/null; then touch /seen/begun; sleep 1000; fi\n";
+    let seen = tempfile::tempdir().unwrap();
+    let mounts = format!("mounts = [\"{}:/seen\"]\n{SHELL_TESTS}", seen.path().display());
+    let Some(project) = Project::new(&mounts, &[("t/a.sh", test), ("t/b.sh", "exit 0\n")]) else { return };
+    let mut command = offload(project.dir());
+    let reports = tempfile::tempdir().unwrap();
+    command.args(["run", "-j", "1"]).env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path());
+    let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the test runs", || seen.path().join("begun").exists());
+    docker(&["kill", &project.containers()]);
+    let run = Run::from_output(run.wait_with_output().unwrap(), reports).exits(0).says("2 passed");
+    run.says("was killed from outside with signal 9");
+    assert_eq!(project.containers(), "");
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_told_once_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "[provider]\ntype = \"docker\"\nimage = \"x\"\n[framework]\ntype = \"default\"\n\
+                  discover_command = \"echo a\"\nrun_command = \"true {tests}\"\ntest_id_format = \"{name}\"\n";
+    std::fs::write(dir.path().join("offload.toml"), config).unwrap();
+    let command = |program: &str| {
+        let mut command = offload(dir.path());
+        command.arg(program).env("DOCKER_HOST", "unix:///no/such.sock");
+        command
+    };
+    let what = "there is no Docker daemon at unix:///no/such.sock; start it (`sudo systemctl start docker`), or set \
+                DOCKER_HOST\n";
+    let run = Run::new(command("run"), [""; 0]).exits(3);
+    assert_eq!(run.stderr.matches(what).count(), 1, "{}", run.stderr);
+    for program in ["build", "clean"] {
+        let run = Run::new(command(program), [""; 0]).exits(3);
+        assert_eq!(run.stderr, format!("error: {what}"));
+    }
+}
+
+#[test]
+fn values_that_mean_nothing_are_told_before_anything_runs() {
+    let Some(project) = Project::new(&format!("memory = \"lots\"\n{SHELL_TESTS}"), &[("t/a.sh", "")]) else { return };
+    let run = project.run(&["run"]).exits(3);
+    assert_eq!(
+        run.stderr,
+        "error: `memory` in [provider] is \"lots\"; expected a number with a unit, such as \"512m\" or \"2g\"\n"
+    );
+}
