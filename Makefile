@@ -2,6 +2,8 @@
 CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/venv
+# Third-party plugins of pytest are in an environment of their own.
+PLUGINS := target/venv-plugins
 OFFLOAD := $(CURDIR)/target/release/cargo-offload
 
 .PHONY: demo test wheel lint bench clean
@@ -16,10 +18,13 @@ demo:
 		echo "exit code $$code: one test of the example fails on purpose"; test $$code -eq 1
 
 # Everything that can be tested on this machine. Python tests use an environment of their own under target/.
-test: $(VENV)/ready
+test: $(VENV)/ready $(PLUGINS)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/with_docker.sh $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) wheel
 	$(VENV)/bin/python -m pytest python/tests
+	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
+		target/wheels/test/*.whl
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest python/tests/test_plugins*.py
 
 # Builds the wheel without optimisation and installs it into the environment of the tests.
 wheel: $(VENV)/ready
@@ -31,6 +36,12 @@ wheel: $(VENV)/ready
 $(VENV)/ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	touch $@
+
+$(PLUGINS)/ready: tests/requirements-plugins.txt
+	$(PYTHON) -m venv $(PLUGINS)
+	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement tests/requirements-plugins.txt
 	touch $@
 
 lint: export RUSTDOCFLAGS = -D warnings

@@ -33,6 +33,9 @@ class Session:
     def configure(self, extra: dict[str, Any] | None = None) -> None:
         """Sends `init`, for a session made with `hold`; `extra` is merged into it."""
 
+    def tell(self, message: dict[str, Any]) -> None:
+        """Gives the template a message, which it has after `init`."""
+
     def run(self, on_event: Callable[[list[tuple[Any, ...]]], object]) -> int:
         """Hands events over until the run is over; the exit code that `offload` would have.
 

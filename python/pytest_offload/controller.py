@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 from _pytest.main import Failed, Interrupted
 
 from . import reports
+from .nodes import Nodes
 from .options import durations_in_cache
-from .reports import Attempt, WorkerNode
+from .reports import Attempt
 
 if TYPE_CHECKING:
     from ._core import Session
@@ -75,16 +78,17 @@ class InOrder:
 class Controller:
     """The plugin of an offloaded run."""
 
-    def __init__(self, config: pytest.Config, settings: Settings, core: Session) -> None:
+    def __init__(self, config: pytest.Config, settings: Settings, core: Session, run_uid: str) -> None:
         self.config = config
         self.settings = settings
         self.core = core
         self.session: Any = None
-        self.nodes: dict[str, WorkerNode] = {}
+        self.nodes = Nodes(config, settings.workers, run_uid)
         self.flaky: list[str] = []
         self.crashes: list[tuple[str, str, str]] = []
         self.summary: dict[str, Any] = {}
         self.lost: list[tuple[str, str]] = []
+        self.coverage_files: list[Path] = []
         self.problem = ""
         self.not_run = 0
         self.in_order: InOrder | None = None
@@ -98,6 +102,8 @@ class Controller:
         self._stops: dict[int, dict[str, Any]] = {}
         self._logged: set[int] = set()
         self._logstart: Callable[..., Any] | None = None
+        # What has come and has not been handled yet.
+        self._batch: Iterator[Event] = iter(())
 
     # -- hooks
 
@@ -124,6 +130,13 @@ class Controller:
             reporter.showfspath = False
         # Called by pytest's own pytest_collection, so that every hook around collection stays.
         session.__dict__["perform_collect"] = lambda *_args, **_kwargs: []
+        self.nodes.announce(self.core)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        # Where a run ends early, pytest-cov does not take in what workers have measured.
+        for path in self.coverage_files:
+            path.unlink(missing_ok=True)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -144,6 +157,7 @@ class Controller:
             if self.in_order is not None:
                 self.in_order.rest()
         finally:
+            self._take_leave_of_workers()
             self._update_cache()
             gc.freeze()
         if self.problem or self.not_run:
@@ -188,7 +202,8 @@ class Controller:
     # -- events
 
     def _on_events(self, batch: list[Event]) -> None:
-        for kind, *fields in batch:
+        self._batch = iter(batch)
+        for kind, *fields in self._batch:
             handler = getattr(self, f"_on_{kind}", None)
             if handler is not None:
                 handler(*fields)
@@ -256,7 +271,7 @@ class Controller:
         attempt = Attempt(key, nodeid, path, line, domain, worker, number, will_retry)
 
         def commit() -> None:
-            node = self._node(worker)
+            node = self.nodes[worker]
             if data is None:
                 passed = reports.passed(attempt, durations, node)
                 # What newer versions of pytest make of the name; their cache wants it again.
@@ -292,12 +307,12 @@ class Controller:
         def commit() -> None:
             said = (("Captured stdout call", stdout), ("Captured stderr call", stderr))
             sections = [section for section in said if section[1]]
-            self._log(attempt, reports.crashed(attempt, message, details, duration, sections, self._node(worker)))
+            self._log(attempt, reports.crashed(attempt, message, details, duration, sections, self.nodes[worker]))
 
         self._commit(attempt, commit, failed=True)
 
     def _on_late_report(self, key: int, nodeid: str, data: str, *_: object) -> None:
-        node = next(iter(self.nodes.values()), None) or self._node("gw0")
+        node = next(iter(self.nodes.values()), None) or self.nodes["gw0"]
         attempt = Attempt(key, nodeid, nodeid.partition("::")[0], None, nodeid, node.id, 1, False)
         for report in reports.received(self.config, data, attempt, node):
             self.config.hook.pytest_runtest_logreport(report=report)
@@ -323,6 +338,10 @@ class Controller:
             if tuple(value) not in self._properties:
                 self._properties.add(tuple(value))
                 self._on_property(*value)
+        elif kind == "node":
+            self.nodes.configure(self.core, value)
+        elif kind == "coverage_file":
+            self.coverage_files.append(Path(value))
         elif kind == "nodeids":
             self._seen.extend(value)
         elif kind == "stepwise":
@@ -348,8 +367,17 @@ class Controller:
             raise WorkerError(text)
         raise pytest.exit.Exception(text or "the template process ended", code)
 
-    def _on_worker_down(self, worker: str, output: str | None, *_: object) -> None:
-        self._node(worker).workeroutput = json.loads(output) if output else {}
+    def _on_worker_down(self, worker: str, output: str | None, error: str | None = None, *_: object) -> None:
+        self.nodes.down(worker, output, error)
+
+    def _take_leave_of_workers(self) -> None:
+        """Hears of workers that ended when nobody listened any more: plugins have files of theirs to gather."""
+        leftover = getattr(self.core, "leftover", list)
+        for kind, *fields in [*self._batch, *leftover()]:
+            if kind == "worker_down":
+                self._on_worker_down(*fields)
+            elif kind == "data" and fields[1] == "coverage_file":
+                self._on_data(*fields)
 
     def _on_worker_lost(self, worker: str, reason: str, *_: object) -> None:
         self.lost.append((worker, reason))
@@ -400,12 +428,6 @@ class Controller:
             raise Failed(self.session.shouldfail)
         if self.session.shouldstop:
             raise Interrupted(self.session.shouldstop)
-
-    def _node(self, worker: str) -> WorkerNode:
-        node = self.nodes.get(worker)
-        if node is None:
-            node = self.nodes[worker] = WorkerNode(worker, self.config)
-        return node
 
     def _reporter(self) -> Any:
         return self.config.pluginmanager.getplugin("terminalreporter")

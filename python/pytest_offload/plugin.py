@@ -10,12 +10,13 @@ import json
 import sys
 import types
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from . import options
+from . import coverage, options
 from .options import Settings
 from .worker import register_group_marker
 
@@ -40,33 +41,44 @@ class PlainRun:
         return f"offload: not used, because of {self.reason}"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
+    if _begin(early_config):
+        with coverage.distributed(early_config.known_args_namespace):
+            yield
+    else:
+        yield
+
+
+def _begin(early_config: pytest.Config) -> bool:
+    """Begins an offloaded run, if this is to be one."""
     known = early_config.known_args_namespace
     plugins = early_config.pluginmanager
     if not known.offload or plugins.hasplugin("offload-worker"):
-        return
+        return False
     reason = options.plain_reason(known)
     if reason is not None:
         if reason:
             plugins.register(PlainRun(reason), "offload-plain")
-        return
+        return False
     settings = options.resolve(early_config, known)
     from ._core import Session
     from .controller import Controller
 
-    core = Session(session_options(early_config, settings))
+    run_uid = uuid.uuid4().hex
+    core = Session(session_options(early_config, settings, run_uid))
     # Also where pytest gives up before there is a run.
     early_config.add_cleanup(core.close)
-    plugins.register(Controller(early_config, settings, core), "offload-controller")
+    plugins.register(Controller(early_config, settings, core, run_uid), "offload-controller")
+    return True
 
 
-def session_options(config: pytest.Config, settings: Settings) -> dict[str, Any]:
+def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> dict[str, Any]:
     """The options of the orchestrator's session, as `PROTOCOL.md` lists them."""
     known = config.known_args_namespace
     inherit_output = known.capture == "no"
     return {
-        "args": [str(arg) for arg in config.invocation_params.args],
+        "args": coverage.worker_args(known, [str(arg) for arg in config.invocation_params.args]),
         "cwd": str(config.invocation_params.dir),
         "python": sys.executable,
         "worker_py": str(Path(__file__).with_name("worker.py")),
@@ -84,10 +96,12 @@ def session_options(config: pytest.Config, settings: Settings) -> dict[str, Any]
         "record_history": settings.record_history,
         "env": settings.env,
         "mainargv": list(sys.argv),
-        "run_uid": uuid.uuid4().hex,
+        "run_uid": run_uid,
         "inherit_output": inherit_output,
         "continue_on_collection_errors": known.continue_on_collection_errors,
-        "init_extra": json.dumps({"sys_path": list(sys.path), "inherit_output": inherit_output}),
+        "init_extra": json.dumps(
+            {"sys_path": list(sys.path), "inherit_output": inherit_output, "await_workerinput": True}
+        ),
     }
 
 

@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 
+from .nodes import WorkerNode, untagged
+
 Phase = Literal["setup", "call", "teardown"]
 PHASES: tuple[Phase, Phase, Phase] = ("setup", "call", "teardown")
-
-
-@dataclass
-class Gateway:
-    """The part of an execnet gateway that reporters look at: its name."""
-
-    id: str
-
-
-@dataclass(eq=False)
-class WorkerNode:
-    """Stands for a worker where reporters expect xdist's (`report.node`)."""
-
-    id: str
-    config: pytest.Config
-    gateway: Gateway = field(init=False)
-    workerinput: dict[str, Any] = field(default_factory=dict)
-    workeroutput: dict[str, Any] = field(default_factory=dict)
-    workerinfo: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.gateway = Gateway(self.id)
-        self.workerinfo = {
-            "id": self.id,
-            "version": sys.version,
-            "version_info": tuple(sys.version_info),
-            "sysplatform": sys.platform,
-            "platform": platform.platform(terse=True),
-            "executable": sys.executable,
-            "cwd": str(self.config.invocation_params.dir),
-        }
 
 
 @dataclass(frozen=True)
@@ -145,16 +115,8 @@ def revived(config: pytest.Config, data: dict[str, Any]) -> Any:
         data["location"] = tuple(data["location"])
     for name in ("sections", "user_properties"):
         if data.get(name):
-            data[name] = [(key, _untagged(value)) for key, value in data[name]]
+            data[name] = [(key, untagged(value)) for key, value in data[name]]
     return config.hook.pytest_report_from_serializable(config=config, data=data)
-
-
-def _untagged(value: Any) -> Any:
-    if isinstance(value, dict) and set(value) == {"$tuple"}:
-        return tuple(_untagged(member) for member in value["$tuple"])
-    if isinstance(value, list):
-        return [_untagged(member) for member in value]
-    return value
 
 
 def as_rerun(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:

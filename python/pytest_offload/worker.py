@@ -27,7 +27,7 @@ import time
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Union
 
 _HERE = os.path.dirname(os.path.realpath(__file__))
 if __name__ == "__main__":
@@ -47,6 +47,8 @@ VERSION = 1
 DUMP_SIGNAL = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
 # A worker that has tests to run looks for messages this often at most, in seconds.
 LISTEN_INTERVAL = 0.002
+# Tests replace functions of the standard library, for longer than one test.
+_getpid, _getcwd, _chdir, _monotonic = os.getpid, os.getcwd, os.chdir, time.monotonic
 # Captured output and failure texts longer than this lose their middle.
 TEXT_LIMIT = 4 * 1024 * 1024
 # Modules whose hooks on the list of items treat items one by one, so that each worker can apply them to its share.
@@ -230,13 +232,22 @@ class IdentityWatch:
 
 
 class WorkerInput(dict[str, Any]):
-    """`config.workerinput`, watched until the first worker exists."""
+    """`config.workerinput`, watched until the first worker exists.
+
+    What the controller's plugins add to it comes when they are configured; here it is waited for when it is asked for.
+    """
 
     watch: IdentityWatch | None = None
+    #: Waits for what is still to come; None once it is here.
+    fetch: Callable[[], Message] | None = None
+    #: What differs from worker to worker.
+    personal: frozenset[str] = frozenset(("workerid",))
 
     def __getitem__(self, key: str) -> Any:
-        if key == "workerid" and self.watch is not None:
-            self.watch.note(sys._getframe(1), "config.workerinput['workerid']")
+        if key not in self:
+            raise KeyError(key)
+        if key in self.personal and self.watch is not None:
+            self.watch.note(sys._getframe(1), f"config.workerinput[{key!r}]")
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -244,6 +255,37 @@ class WorkerInput(dict[str, Any]):
             return default
         # Not dict's own `get`, which nobody watches.
         return self[key]
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (self._complete() and super().__contains__(key))
+
+    def __iter__(self) -> Iterator[str]:
+        self._complete()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._complete()
+        return super().keys()
+
+    def values(self) -> Any:
+        self._complete()
+        return super().values()
+
+    def items(self) -> Any:
+        self._complete()
+        return super().items()
+
+    def _complete(self) -> bool:
+        """Whether there is more now."""
+        fetch, self.fetch = self.fetch, None
+        if fetch is None:
+            return False
+        nodes = fetch()["nodes"]
+        first = nodes["gw0"]
+        names = set().union(*nodes.values())
+        self.personal |= {name for name in names if any(node.get(name) != first.get(name) for node in nodes.values())}
+        self.update(_untagged(first))
+        return True
 
 
 def _is_in(module: str, prefixes: Iterable[str]) -> bool:
@@ -542,11 +584,35 @@ class WorkerPlugin:
         self.silent = self.worker_id is not None
         self.pid = os.getpid()
         self.finished = False
+        # What the controller's plugins have for each worker, once that is known, and messages that came before it.
+        self.nodes: Message | None = None if init.get("await_workerinput") else {"nodes": {"gw0": {}}, "ask": False}
+        self.early: list[Message] = []
+        self.coverage: CoverageKeeper | None = None
         self._deselected: list[str] = []
         self._collect_reports: list[tuple[int, Any]] = []
         self._lastfailed: Any = None
 
     # -- configuration
+
+    def receive_nodes(self) -> Message:
+        """Waits for the controller's plugins to be configured. Their answer may be that there will be no run."""
+        while self.nodes is None:
+            try:
+                messages = self.channel.receive(block=True)
+            except Closed:
+                os._exit(1)
+            self.hear(messages)
+        return self.nodes
+
+    def hear(self, messages: list[Message]) -> None:
+        """Keeps messages that come before there is a loop for them."""
+        for message in messages:
+            if message["type"] == "workerinput":
+                self.nodes = message
+            elif message["type"] == "shutdown":
+                os._exit(0)
+            else:
+                self.early.append(message)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
@@ -559,6 +625,9 @@ class WorkerPlugin:
         )
         if self.worker_id is None:
             workerinput.watch = self.watch
+            workerinput.fetch = self.receive_nodes
+        else:
+            workerinput.update(_untagged(self.init.get("workerinput", {})))
         config.workerinput = workerinput  # type: ignore[attr-defined]
         config.workeroutput = {}  # type: ignore[attr-defined]
         option = config.option
@@ -699,7 +768,9 @@ class WorkerPlugin:
         stepwise = session.config.pluginmanager.getplugin("stepwiseplugin")
         if stepwise is not None:
             session.config.pluginmanager.unregister(stepwise)
-        Worker(self).run()
+        worker = Worker(self)
+        worker.run()
+        self.coverage = worker.coverage
         self.finished = True
         return True
 
@@ -713,7 +784,7 @@ class WorkerPlugin:
 
     def leave_if_forked(self) -> None:
         """A test that forks and lets the child return must not be reported twice."""
-        if os.getpid() != self.pid:
+        if _getpid() != self.pid:
             os._exit(0)
 
     # -- what goes to the controller besides reports
@@ -754,12 +825,40 @@ class WorkerPlugin:
 
 
 def _tagged(value: object) -> object:
-    """JSON has no tuples; reporters show what a test recorded as Python writes it."""
-    if isinstance(value, tuple):
-        return {"$tuple": [_tagged(member) for member in value]}
+    """JSON has no tuples, sets or bytes; reporters show what a test recorded as Python writes it."""
     if isinstance(value, list):
         return [_tagged(member) for member in value]
+    if isinstance(value, tuple):
+        return {"$tuple": [_tagged(member) for member in value]}
+    if isinstance(value, (set, frozenset)):
+        return {"$set": [_tagged(member) for member in value]}
+    if isinstance(value, bytes):
+        return {"$bytes": value.decode("latin-1")}
+    if isinstance(value, dict):
+        pairs = [(_tagged(key), _tagged(member)) for key, member in value.items()]
+        if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
+            return dict(pairs)
+        return {"$dict": pairs}
     return value
+
+
+def _untagged(value: Any) -> Any:
+    """The inverse of `_tagged`."""
+    if isinstance(value, list):
+        return [_untagged(member) for member in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((tag, content),) = value.items()
+        if tag == "$tuple":
+            return tuple(_untagged(member) for member in content)
+        if tag == "$set":
+            return {_untagged(member) for member in content}
+        if tag == "$bytes":
+            return content.encode("latin-1")
+        if tag == "$dict":
+            return {_untagged(key): _untagged(member) for key, member in content}
+    return {key: _untagged(member) for key, member in value.items()}
 
 
 def _shorten(text: str) -> str:
@@ -782,6 +881,11 @@ class Template:
         self.channel = plugin.channel
         # By pid: the worker's id and the descriptor that becomes readable when it ends (-1: none).
         self.workers: dict[int, tuple[str, int]] = {}
+        # Workers that have been asked for, and what the controller's plugins have for those that it has named.
+        self.wanted: list[str] = []
+        self.nodes: dict[str, Message] = {}
+        self.asked: set[str] = set()
+        self.forked = False
         self.spawn_reason = self._why_not_fork()
 
     def serve(self) -> str | None:
@@ -799,17 +903,43 @@ class Template:
         gc.collect()
         gc.freeze()
         try:
+            # Forks only afterwards: workers have what the controller's plugins give them from the beginning.
+            plugin.receive_nodes()
+            messages, plugin.early = plugin.early, []
             while True:
-                self._wait()
-                for message in channel.receive(block=False):
-                    if message["type"] == "fork":
-                        if self._start(message["id"]):
-                            return str(message["id"])
-                    elif message["type"] == "shutdown":
+                for message in messages:
+                    if message["type"] == "shutdown":
                         self._end(0)
+                    if message["type"] == "workerinput":
+                        self.nodes.update(message["nodes"])
+                    if message["type"] == "fork":
+                        self.wanted.append(message["id"])
+                for worker_id in self._ready():
+                    if self._start(worker_id):
+                        return worker_id
+                self._wait()
+                messages = channel.receive(block=False)
         except Closed:
             self._end(1)
         return None
+
+    def _ready(self) -> Iterator[str]:
+        """The wanted workers that can be started. Of one that takes another's place the controller has to be told."""
+        nodes = self.plugin.receive_nodes()
+        for worker_id in list(self.wanted):
+            if worker_id not in nodes["nodes"] and worker_id not in self.nodes and nodes["ask"]:
+                if worker_id not in self.asked:
+                    self.asked.add(worker_id)
+                    self.channel.send("data", kind="node", payload=worker_id)
+                continue
+            self.wanted.remove(worker_id)
+            yield worker_id
+
+    def _input(self, worker_id: str) -> Message:
+        """What the controller's plugins have for this worker."""
+        given: dict[str, Message] = self.plugin.receive_nodes()["nodes"]
+        # Where no plugin makes a difference, what the first worker has is for all.
+        return self.nodes.get(worker_id) or given.get(worker_id) or given["gw0"]
 
     def _announce(self) -> None:
         plugin, channel = self.plugin, self.channel
@@ -867,7 +997,30 @@ class Template:
         threads = len(os.listdir("/proc/self/task"))
         if threads > 1:
             return f"{threads - 1} threads were started before there are workers"
+        if self._connected():
+            return "a connection was opened before there are workers"
         return None
+
+    def _connected(self) -> bool:
+        """Whether there is a socket that workers must not share: one that is connected to somebody, or awaits that."""
+        database = getattr(getattr(self.plugin.session.config, "failures_db", None), "sock", None)
+        for fd, name in open_sockets():
+            if name in self.plugin.init["sockets"] or fd == self.channel.fileno():
+                continue
+            if database is not None and fd == database.fileno():
+                # pytest-rerunfailures's, which each worker opens anew.
+                continue
+            with socket.socket(fileno=os.dup(fd)) as copy:
+                if copy.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+                    continue
+                try:
+                    # A pair of sockets, as every event loop has one, has no name.
+                    if copy.getpeername():
+                        return True
+                except OSError:
+                    if copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        return True
+        return False
 
     def _start(self, worker_id: str) -> bool:
         """True in the forked worker."""
@@ -877,12 +1030,16 @@ class Template:
             capture = self.plugin.session.config.pluginmanager.getplugin("capturemanager")
             if capture is not None and capture.is_globally_capturing():
                 capture.read_global_capture()
+            self.forked = True
             pid = _fork()
             if pid == 0:
                 for _, pidfd in self.workers.values():
                     if pidfd >= 0:
                         os.close(pidfd)
                 self.channel.close()
+                workerinput = self.plugin.session.config.workerinput
+                workerinput.fetch = None
+                workerinput.update(_untagged(self._input(worker_id)))
                 become_worker(self.plugin, worker_id, forked=True)
                 return True
         pidfd = -1
@@ -895,7 +1052,10 @@ class Template:
     def _spawn(self, worker_id: str) -> int:
         directory = os.path.dirname(self.channel.path)
         path = os.path.join(directory, f"{worker_id}.json")
-        init = dict(self.plugin.init, worker_id=worker_id, digest=self.plugin.collection.digest())
+        workerinput = self._input(worker_id)
+        init = dict(
+            self.plugin.init, worker_id=worker_id, digest=self.plugin.collection.digest(), workerinput=workerinput
+        )
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write(to_json(init))
         environ = dict(self.plugin.init["environ"], PYTEST_XDIST_WORKER=worker_id)
@@ -939,6 +1099,11 @@ class Template:
         )
 
     def _end(self, code: int) -> None:
+        if code == 0 and not self.spawn_reason and not self.forked:
+            # No worker has what collection did here.
+            controller = getattr(self.plugin.session.config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+            if controller is not None:
+                controller.finish()
         for pid in self.workers:
             _kill_group(pid)
             with contextlib.suppress(OSError):
@@ -952,6 +1117,17 @@ class Template:
 
 def _lines(entry: str | Sequence[str]) -> Sequence[str]:
     return [entry] if isinstance(entry, str) else list(entry)
+
+
+def open_sockets() -> list[tuple[int, str]]:
+    """Descriptors and names of the sockets that this process has."""
+    found = []
+    for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{entry}")
+            if name.startswith("socket:"):
+                found.append((int(entry), name))
+    return found
 
 
 def _fork() -> int:
@@ -979,7 +1155,7 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
         if plugin.xml is not None:
             plugin.xml._channel = plugin.channel
     plugin.worker_id = worker_id
-    plugin.pid = os.getpid()
+    plugin.pid = _getpid()
     plugin.silent = plugin.init["collect"] == "serial"
     os.environ["PYTEST_XDIST_WORKER"] = worker_id
     config.workerinput["workerid"] = worker_id
@@ -992,6 +1168,10 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     if not plugin.init.get("inherit_output"):
         hello["stderr"] = redirect_output(directory, worker_id)
     _serve_stacks(hello["dump"])
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if isinstance(reporter, QuietTerminal) and not config.getini("log_cli"):
+        # What a plugin says before it ends the process belongs to what is shown of that.
+        reporter._tw._file = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - as above
     if capture is not None:
         capture.start_global_capturing()
         capture.suspend_global_capture(in_=False)
@@ -1000,10 +1180,61 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
         os.makedirs(plugin.init["basetemp"], mode=0o700, exist_ok=True)
         factory._basetemp = None
         factory._given_basetemp = type(config.rootpath)(plugin.init["basetemp"], f"popen-{worker_id}")
+    if forked:
+        renew_plugins(config)
+    say_hello(plugin.channel, plugin.nonce, "worker", worker_id, **hello)
+
+
+def renew_plugins(config: Any) -> None:
+    """What plugins have from the template and must have for themselves."""
     coverage = config.pluginmanager.getplugin("_cov")
     if coverage is not None:
-        coverage.pid = plugin.pid
-    say_hello(plugin.channel, plugin.nonce, "worker", worker_id, **hello)
+        coverage.pid = os.getpid()
+    # Where xdist is installed, pytest-rerunfailures counts in the controller, over a connection.
+    database: Any = getattr(config, "failures_db", None)
+    if hasattr(database, "sock"):
+        given = config.workerinput
+        arguments = [given[name] for name in ("sock_port", "statusdb_token") if name in given]
+        config.failures_db = type(database)(*arguments)
+
+
+class CoverageKeeper:
+    """Writes down every now and then what pytest-cov has measured: a worker that dies loses only what came since."""
+
+    INTERVAL = 1.0
+    # Saving takes at most this share of the time.
+    SHARE = 0.02
+
+    def __init__(self, plugin: WorkerPlugin) -> None:
+        self._plugin = plugin
+        measuring = plugin.session.config.pluginmanager.getplugin("_cov")
+        self._controller: Any = getattr(measuring, "cov_controller", None)
+        self._next = time.monotonic() + self.INTERVAL
+        self._named = False
+
+    def name(self) -> None:
+        """Tells the controller which file is written to: where nobody takes it in, it has to be removed."""
+        if self._controller is not None and not self._named:
+            self._named = True
+            path = self._controller.cov.get_data().data_filename()
+            self._plugin.channel.send("data", kind="coverage_file", payload=path)
+
+    def keep(self) -> None:
+        now = _monotonic()
+        if now < self._next or self._controller is None:
+            return
+        # Results do not wait for this.
+        self._plugin.channel.flush()
+        with contextlib.suppress(OSError):
+            directory = _getcwd()
+            _chdir(self._controller.topdir)
+            try:
+                self._controller.cov.save()
+            finally:
+                _chdir(directory)
+            self.name()
+        after = _monotonic()
+        self._next = after + max(self.INTERVAL, (after - now) / self.SHARE)
 
 
 def redirect_output(directory: str, name: str) -> str:
@@ -1059,6 +1290,7 @@ class Worker:
         # Items that have run before, with the number of properties that they had when new.
         self.ran: dict[nodes.Item, int] = {}
         self.isolated = Isolated(self) if self.plugin.init.get("isolation") == "test" else None
+        self.coverage = CoverageKeeper(plugin)
 
     def run(self) -> None:
         while True:
@@ -1138,6 +1370,7 @@ class Worker:
         plugin.leave_if_forked()
         self.last = (key, item)
         self._send_result(key)
+        self.coverage.keep()
         if self.session.shouldstop or self.session.shouldfail:
             # A plugin in the worker wants the run to end.
             reason = str(self.session.shouldfail or self.session.shouldstop)
@@ -1319,6 +1552,7 @@ class Isolated:
             channel.send("started", key=key, pid=plugin.pid)
             worker._execute(key, item, None)
             save_coverage(worker.session.config)
+            worker.coverage.name()
             channel.flush()
             self._shared[self.DELIVERED] = 1
             code = 0
@@ -1409,6 +1643,7 @@ def main(argv: list[str]) -> int:
     environ = dict(os.environ)
     channel = Channel(socket_path)
     name = "template"
+    early: list[Message] = []
     if len(argv) > 3:
         with open(argv[3], encoding="ascii") as file:
             init: Message = json.load(file)
@@ -1418,10 +1653,11 @@ def main(argv: list[str]) -> int:
         if os.getpgrp() != os.getpid():
             os.setpgid(0, 0)
         say_hello(channel, nonce, "template", name)
-        (init,) = channel.receive(block=True)
+        init, *early = channel.receive(block=True)
         if init["type"] != "init":
             raise ValueError("expected init, got {!r}".format(init["type"]))
         init["environ"] = environ
+        init["sockets"] = [name for _, name in open_sockets()]
         init["command"] = [sys.executable, "-u", os.path.abspath(__file__)]
     if init.get("sys_path"):
         sys.path[:] = init["sys_path"]
@@ -1437,12 +1673,15 @@ def main(argv: list[str]) -> int:
     if name == "template":
         watch.start()
     plugin = WorkerPlugin(channel, nonce, init, watch)
+    plugin.hear(early)
     code = int(pytest.main(list(init["args"]), plugins=[plugin]))
     plugin.leave_if_forked()
     channel = plugin.channel
     if plugin.finished or plugin.worker_id is not None:
         output = getattr(plugin.session.config, "workeroutput", {}) if plugin.session is not None else {}
-        channel.send("bye", workeroutput=output)
+        if plugin.coverage is not None:
+            plugin.coverage.name()
+        channel.send("bye", workeroutput=_tagged(output))
         return 0
     text = ""
     if errors is not None:

@@ -77,6 +77,12 @@ impl Session {
         Ok(())
     }
 
+    /// Gives the template a message, which it has after `init`: a dictionary that JSON can hold.
+    fn tell(&self, py: Python<'_>, message: &Bound<'_, PyDict>) -> PyResult<()> {
+        self.host.tell(py.import("json")?.call_method1("dumps", (message,))?.extract()?);
+        Ok(())
+    }
+
     /// Hands events over until the run is over, and returns the exit code that `offload` would have.
     ///
     /// An exception of the callback, or of a signal handler, ends the run and comes out of here once everything is

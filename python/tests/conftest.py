@@ -17,6 +17,10 @@ pytest_plugins = ["pytester"]
 
 HERE = Path(__file__).parent
 
+# Third-party plugins are in an environment of their own, so that the other tests run with nothing but pytest.
+if importlib.util.find_spec("pytest_cov") is None:
+    collect_ignore_glob = ["test_plugins*.py"]
+
 #: What sub-sessions import from: the tests' own plugins, and the package from its sources unless a wheel is installed.
 PATHS = [str(HERE)]
 try:
@@ -58,6 +62,8 @@ class Runner:
         self.pytester = pytester
         self.path = pytester.path
         self.workers = 2
+        self._monkeypatch = monkeypatch
+        self._loaded: list[str] = []
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         monkeypatch.setenv("OFFLOAD_TEST_RECORD", str(self.path / "record.json"))
@@ -69,11 +75,17 @@ class Runner:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("import pytest\n" + text, encoding="utf-8")
 
+    def load(self, *modules: str) -> None:
+        """Has sub-sessions load these plugins, and no others that are installed."""
+        self._monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        self._loaded = [word for module in ("pytest_offload.plugin", *modules) for word in ("-p", module)]
+
     def plain(self, *args: str) -> Outcome:
-        return self._run(*plugins(), "-p", "recorder", *args)
+        return self._run(*plugins(), *self._loaded, "-p", "recorder", *args)
 
     def offload(self, *args: str) -> Outcome:
-        return self._run(*plugins(), "-p", "recorder", "--offload", f"--offload-parallel={self.workers}", *args)
+        parallel = f"--offload-parallel={self.workers}"
+        return self._run(*plugins(), *self._loaded, "-p", "recorder", "--offload", parallel, *args)
 
     def _run(self, *args: str) -> Outcome:
         record = self.path / "record.json"

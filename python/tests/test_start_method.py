@@ -12,6 +12,8 @@ OBSERVERS = {
     "getenv": "import os\nNAME = os.getenv('PYTEST_XDIST_WORKER')",
     "workerinput": "def pytest_configure(config):\n    getattr(config, 'workerinput', {}).get('workerid')",
     "thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
+    "listener": "import socket\nsocket_ = socket.create_server(('127.0.0.1', 0))",
+    "connection": "import socket\nclient = socket.socket(type=socket.SOCK_DGRAM)\nclient.connect(('127.0.0.1', 9))",
     "process": "import subprocess\nprocess = subprocess.Popen(['sleep', '20'])",
 }
 
@@ -19,6 +21,8 @@ INNOCENT = {
     "membership": "import os\nINSIDE = 'PYTEST_XDIST_WORKER' in os.environ",
     "copy": "import os\nENV = dict(os.environ)\nENV2 = os.environ.copy()\nENV3 = {**os.environ}",
     "other variables": "import os\nPATH = os.environ['PATH']",
+    "pair of sockets": "import socket\npair = socket.socketpair()",
+    "event loop": "import asyncio\nloop = asyncio.new_event_loop()",
     "hasattr": "def pytest_configure(config):\n    config.inside = hasattr(config, 'workerinput')",
 }
 

@@ -175,7 +175,12 @@ impl<'a> Dispatcher<'a> {
                     }
                 }
                 Some(fact) = self.fact_inbox.recv() => self.on_fact(fact),
-                Some(found) = discovered.recv(), if discovery.is_some() => self.on_discovered(found),
+                Some(found) = discovered.recv() => {
+                    // Tests that are found when nobody looks for them any more are not wanted.
+                    if discovery.is_some() || matches!(found, Discovered::Native(_)) {
+                        self.on_discovered(found);
+                    }
+                }
                 end = running(&mut discovery) => {
                     discovery = None;
                     while let Ok(found) = discovered.try_recv() {

@@ -124,6 +124,8 @@ pub struct PytestHost {
 struct State {
     orders: Option<mpsc::UnboundedSender<Order>>,
     task: Option<JoinHandle<()>>,
+    /// Lines for the template that wait for the one that comes first; `None` once that has been sent.
+    after_init: Option<Vec<String>>,
     /// Where what is left to say goes after discovery.
     sink: Option<DiscoverySink>,
     /// Workers that have collected and run nothing yet, by the number of the sandbox that they are meant for.
@@ -161,16 +163,23 @@ pub(crate) enum FromTemplate {
 pub(crate) type Forked = oneshot::Receiver<Result<WorkerProcess, String>>;
 
 enum Order {
-    Init(String),
-    Fork { id: String, reply: oneshot::Sender<Result<WorkerProcess, String>> },
-    Shutdown { now: bool },
+    /// A line for the template.
+    Tell(String),
+    Fork {
+        id: String,
+        reply: oneshot::Sender<Result<WorkerProcess, String>>,
+    },
+    Shutdown {
+        now: bool,
+    },
 }
 
 impl PytestHost {
     /// A host that has started nothing yet.
     pub fn new(options: PytestOptions) -> Self {
         let init = watch::Sender::new(options.init.clone());
-        Self { options, init, next_id: AtomicU32::new(0), state: Mutex::default() }
+        let state = Mutex::new(State { after_init: Some(Vec::new()), ..State::default() });
+        Self { options, init, next_id: AtomicU32::new(0), state }
     }
 
     /// What it was made with.
@@ -208,6 +217,7 @@ impl PytestHost {
             early: Vec::new(),
             inbox,
             template,
+            sink: sink.clone(),
             asked: HashMap::new(),
             exits: HashMap::new(),
             live: HashMap::new(),
@@ -246,8 +256,24 @@ impl PytestHost {
         // The sender lives as long as the host.
         if let Ok(line) = init.wait_for(Option::is_some).await {
             let line = line.clone().unwrap_or_default();
-            self.order(Order::Init(line));
+            let mut state = self.state();
+            let lines = state.after_init.take().unwrap_or_default();
+            if let Some(orders) = &state.orders {
+                for line in std::iter::once(line).chain(lines) {
+                    // If nobody takes it the template is gone, of which others hear.
+                    let _ = orders.send(Order::Tell(line));
+                }
+            }
         }
+    }
+
+    /// Gives the template a message, complete, on one line, after `init`. Only the worker's program knows what it says.
+    pub fn tell(&self, line: String) {
+        if let Some(lines) = &mut self.state().after_init {
+            lines.push(line);
+            return;
+        }
+        self.order(Order::Tell(line));
     }
 
     fn order(&self, order: Order) -> bool {
@@ -325,6 +351,8 @@ struct Actor {
     early: Vec<String>,
     inbox: mpsc::UnboundedReceiver<Order>,
     template: mpsc::UnboundedSender<FromTemplate>,
+    /// Hears what the template has to say for others once discovery does not listen any more.
+    sink: DiscoverySink,
     /// Who waits for which worker.
     asked: HashMap<String, oneshot::Sender<Result<WorkerProcess, String>>>,
     /// Who is to hear how which worker ended.
@@ -349,7 +377,7 @@ impl Actor {
                 }
                 said = next(&mut self.link) => self.on_template(said),
                 order = self.inbox.recv() => match order {
-                    Some(Order::Init(line)) => match &mut self.link {
+                    Some(Order::Tell(line)) => match &mut self.link {
                         Some(link) => link.send_line(&line),
                         None => self.early.push(line),
                     },
@@ -409,7 +437,12 @@ impl Actor {
                 }
             }
             Ok(Some(Incoming::Log(text))) => tracing::info!(sandbox = "template", "{text}"),
-            Ok(Some(message)) => drop(self.template.send(FromTemplate::Message(message))),
+            Ok(Some(message)) => {
+                let unheard = self.template.send(FromTemplate::Message(message));
+                if let Err(mpsc::error::SendError(FromTemplate::Message(Incoming::Native(kind, data)))) = unheard {
+                    self.sink.send(Discovered::Native(NativeEvent::new(kind, data)));
+                }
+            }
             // How it ended says more than that its connection did.
             Ok(None) => self.link = None,
             Err(error) => {

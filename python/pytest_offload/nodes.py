@@ -1,0 +1,160 @@
+"""Workers as plugins know them from pytest-xdist.
+
+Many plugins pass things to workers, and get things back, by xdist's hooks: `pytest_configure_node` fills what becomes
+`config.workerinput` in a worker, `pytest_testnodedown` takes what was `config.workeroutput` there. They are called here
+in the same way, whether xdist is installed or not.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from ._core import Session
+
+
+@dataclass
+class Gateway:
+    """The part of an execnet gateway that plugins look at."""
+
+    id: str
+    info: dict[str, Any]
+
+    def _rinfo(self, update: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(**self.info)
+
+
+@dataclass(eq=False)
+class WorkerNode:
+    """Stands for a worker where plugins expect xdist's (`report.node`).
+
+    Has `workeroutput` once the worker has come to its end.
+    """
+
+    id: str
+    config: pytest.Config
+    gateway: Gateway = field(init=False)
+    workerinput: dict[str, Any] = field(default_factory=dict)
+    workerinfo: dict[str, Any] = field(init=False)
+    nodemanager: SimpleNamespace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.workerinfo = {
+            "id": self.id,
+            "version": sys.version,
+            "version_info": tuple(sys.version_info),
+            "sysplatform": sys.platform,
+            "platform": platform.platform(terse=True),
+            "executable": sys.executable,
+            "cwd": str(self.config.invocation_params.dir),
+        }
+        self.gateway = Gateway(self.id, dict(self.workerinfo, platform=sys.platform))
+        self.nodemanager = SimpleNamespace(config=self.config, roots=[], testrunuid="")
+
+
+class Nodes(dict[str, WorkerNode]):
+    """The workers of a run by their ids. One that is asked for and unknown is made."""
+
+    def __init__(self, config: pytest.Config, count: int, run_uid: str) -> None:
+        super().__init__()
+        self.config = config
+        self.count = count
+        self.run_uid = run_uid
+
+    def __missing__(self, worker: str) -> WorkerNode:
+        node = self[worker] = WorkerNode(worker, self.config)
+        node.nodemanager.testrunuid = self.run_uid
+        node.workerinput.update(
+            workerid=worker, workercount=self.count, testrunuid=self.run_uid, mainargv=list(sys.argv)
+        )
+        return node
+
+    def announce(self, core: Session) -> None:
+        """Tells the template what the controller's plugins have for the workers. It waits for this before it forks."""
+        ask = self._hook("pytest_configure_node") is not None
+        nodes = [f"gw{number}" for number in range(self.count)]
+        core.tell(self._message(nodes, ask))
+
+    def configure(self, core: Session, worker: str) -> None:
+        """Answers the template's question about a worker that takes another's place."""
+        core.tell(self._message([worker], True))
+
+    def _message(self, workers: list[str], ask: bool) -> dict[str, Any]:
+        return {"type": "workerinput", "nodes": {worker: self._input(worker) for worker in workers}, "ask": ask}
+
+    def _input(self, worker: str) -> dict[str, Any]:
+        node = self[worker]
+        own = set(node.workerinput)
+        seed = getattr(self.config.option, "randomly_seed", None)
+        if isinstance(seed, int):
+            # pytest-randomly hands its seed over where xdist is installed, but looks for it in every worker.
+            node.workerinput["randomly_seed"] = seed
+        hook = self._hook("pytest_configure_node")
+        if hook is not None:
+            hook(node=node)
+        return {
+            name: tagged(value, f"workerinput[{name!r}]") for name, value in node.workerinput.items() if name not in own
+        }
+
+    def down(self, worker: str, output: str | None, error: str | None) -> None:
+        """A worker has ended; `output` is JSON."""
+        node = self[worker]
+        if output is not None:
+            # Plugins tell by the attribute whether the worker came to its end.
+            node.__dict__["workeroutput"] = untagged(json.loads(output))
+        hook = self._hook("pytest_testnodedown")
+        if hook is not None:
+            hook(node=node, error=error)
+
+    def _hook(self, name: str) -> Any:
+        """The hook, where some plugin implements it. Without xdist nothing declares it."""
+        hook = getattr(self.config.hook, name, None)
+        return hook if hook is not None and hook.get_hookimpls() else None
+
+
+def tagged(value: object, where: str) -> object:
+    """What xdist can send, in what JSON can hold; the same as `_tagged` in `worker.py`."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        members = [tagged(member, where) for member in value]
+        if isinstance(value, list):
+            return members
+        return {"$tuple" if isinstance(value, tuple) else "$set": members}
+    if isinstance(value, bytes):
+        return {"$bytes": value.decode("latin-1")}
+    if isinstance(value, dict):
+        pairs = [(tagged(key, where), tagged(member, where)) for key, member in value.items()]
+        if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
+            return dict(pairs)
+        return {"$dict": [list(pair) for pair in pairs]}
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(
+        f"{where} is of type {type(value).__name__}, which cannot be sent to a worker; "
+        "send numbers, strings, bytes, lists, tuples, sets or dicts of these"
+    )
+
+
+def untagged(value: Any) -> Any:
+    """The inverse of `tagged`."""
+    if isinstance(value, list):
+        return [untagged(member) for member in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((tag, content),) = value.items()
+        if tag == "$tuple":
+            return tuple(untagged(member) for member in content)
+        if tag == "$set":
+            return {untagged(member) for member in content}
+        if tag == "$bytes":
+            return content.encode("latin-1")
+        if tag == "$dict":
+            return {untagged(key): untagged(member) for key, member in content}
+    return {key: untagged(member) for key, member in value.items()}

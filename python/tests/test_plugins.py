@@ -1,0 +1,502 @@
+"""Third-party plugins give with `--offload` what they give without it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Outcome, Runner
+
+MANY = "\n".join(f"def test_{i}(): pass" for i in range(6))
+
+START = ("--offload-start-method=fork", "--offload-start-method=spawn")
+
+
+def same(run: Runner, *args: str, start: str = START[0]) -> tuple[Outcome, Outcome]:
+    """Asserts that both have the same outcomes; returns what the plain run gave, and what the offloaded one did."""
+    plain = run.plain(*args)
+    offload = run.offload(start, *args)
+    assert offload.comparable() == plain.comparable(), f"{plain.text}\n{offload.text}\n{offload.errors}"
+    return plain, offload
+
+
+# -- pytest-rerunfailures
+
+FLAKY = """
+import random
+counts = {}
+def attempt(name):
+    counts[name] = counts.get(name, 0) + 1
+    return counts[name]
+@pytest.mark.flaky(reruns=3)
+def test_third_time(): assert attempt("third") == 3
+@pytest.mark.flaky(reruns=1, only_rerun="ValueError")
+def test_not_this_error(): assert 0
+def test_always(): assert 0
+@pytest.fixture(scope="module")
+def late():
+    if attempt("late") < 2: raise ValueError("not yet")
+    yield attempt("late")
+def test_with_fixture(late): assert late == 3
+@pytest.fixture
+def broken_teardown():
+    yield
+    if attempt("teardown") < 2: raise ValueError("once")
+def test_teardown(broken_teardown): pass
+"""
+
+
+@pytest.mark.parametrize("xdist", [(), ("xdist.plugin",)], ids=["alone", "beside xdist"])
+@pytest.mark.parametrize(
+    "args", [(), ("--reruns=2",), ("--reruns=1", "-x"), ("--reruns=3", "--fail-on-flaky")], ids=str
+)
+def test_rerunfailures(run: Runner, xdist: tuple[str, ...], args: tuple[str, ...]) -> None:
+    run.load("pytest_rerunfailures", *xdist)
+    run.write(test_a=FLAKY, test_b=FLAKY, test_c=MANY)
+    _, offload = same(run, *args)
+    assert offload.counts["rerun"] > 0
+    assert "workers are forked" in offload.text
+
+
+def test_rerunfailures_in_fresh_workers(run: Runner) -> None:
+    run.load("pytest_rerunfailures", "xdist.plugin")
+    run.write(test_a=FLAKY, test_b=FLAKY)
+    same(run, "--reruns=2", start=START[1])
+
+
+# -- pytest-asyncio
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_asyncio(run: Runner, mode: str) -> None:
+    run.load("pytest_asyncio.plugin")
+    (run.path / "pytest.ini").write_text(
+        f"[pytest]\nasyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\n"
+    )
+    run.write(
+        test_a="""
+import asyncio, pytest_asyncio
+loops = set()
+@pytest_asyncio.fixture
+async def value():
+    await asyncio.sleep(0)
+    yield 7
+    await asyncio.sleep(0)
+@pytest.mark.asyncio
+async def test_value(value): assert value == 7
+@pytest.mark.asyncio
+async def test_fails(value):
+    await asyncio.sleep(0.001)
+    assert value == 8
+async def test_without_mark(): pass
+@pytest.mark.asyncio(loop_scope="module")
+class TestOneLoop:
+    async def test_1(self): loops.add(id(asyncio.get_running_loop()))
+    async def test_2(self):
+        loops.add(id(asyncio.get_running_loop()))
+        assert len(loops) == 1
+@pytest.mark.asyncio
+@pytest.mark.parametrize("i", range(3))
+async def test_gather(i): assert await asyncio.gather(asyncio.sleep(0, i)) == [i]
+@pytest.mark.asyncio
+async def test_times_out(): await asyncio.wait_for(asyncio.sleep(60), 0.01)
+""",
+        test_b=MANY,
+    )
+    # The module's tests stay in one process, where they can see that the loop is the same.
+    run.workers = 1
+    _, offload = same(run)
+    assert "collection is shared out" in offload.text
+
+
+# -- pytest-mock
+
+
+def test_mock(run: Runner) -> None:
+    run.load("pytest_mock")
+    run.write(
+        test_a="""
+import os
+def test_patch(mocker):
+    mocker.patch("os.getcwd", return_value="nowhere")
+    assert os.getcwd() == "nowhere"
+def test_unpatched(): assert os.getcwd() != "nowhere"
+def test_fails(mocker):
+    stub = mocker.stub(name="stub")
+    stub(1, two=2)
+    stub.assert_called_once_with(1, two=3)
+@pytest.fixture(scope="module")
+def wide(module_mocker): return module_mocker.patch("os.getpid", return_value=1)
+def test_wide(wide): assert os.getpid() == 1
+""",
+        test_b="import os\ndef test_unpatched(): assert os.getpid() > 1",
+    )
+    plain, offload = same(run)
+    assert "Actual: stub(1, two=2)" in offload.text
+    assert offload.text.count("pytest introspection follows") == plain.text.count("pytest introspection follows")
+
+
+# -- pytest-timeout
+
+
+@pytest.mark.parametrize("args", [("--timeout=1",), ("--timeout=1", "-o", "timeout_func_only=true")], ids=str)
+def test_timeout(run: Runner, args: tuple[str, ...]) -> None:
+    run.load("pytest_timeout")
+    run.write(
+        test_a="""
+import time
+def test_sleeps(): time.sleep(60)
+def test_loops():
+    while True: pass
+@pytest.mark.timeout(60)
+def test_may_take_longer(): time.sleep(1.1)
+""",
+        test_b=MANY,
+    )
+    plain, offload = same(run, *args)
+    assert offload.text.count("E  ") == plain.text.count("E  ") == 2
+
+
+def test_timeout_that_ends_the_process_costs_one_test(run: Runner) -> None:
+    run.load("pytest_timeout")
+    run.write(test_a="import time\ndef test_sleeps(): time.sleep(60)\n" + MANY)
+    outcome = run.offload("--timeout=1", "--timeout-method=thread")
+    assert outcome.counts == {"failed": 1, "passed": 6}
+    assert re.search(r"in test_sleeps\n.*\n\++ Timeout \++", outcome.text)
+
+
+# -- pytest-randomly
+
+DRAWS = """
+import random
+@pytest.mark.parametrize("i", range(4))
+def test_draw(i, request, pytestconfig):
+    line = f"{request.node.nodeid} {random.random()} {pytestconfig.getoption('randomly_seed')}"
+    with open("draws", "a") as file: file.write(line + "\\n")
+class TestClass:
+    def test_1(self): pass
+    def test_2(self): assert random.random() < 0.5
+"""
+
+
+def draws(run: Runner) -> list[str]:
+    path = run.path / "draws"
+    text = path.read_text()
+    path.unlink()
+    return sorted(text.splitlines())
+
+
+@pytest.mark.parametrize("start", START)
+@pytest.mark.parametrize("xdist", [(), ("xdist.plugin",)], ids=["alone", "beside xdist"])
+def test_randomly(run: Runner, start: str, xdist: tuple[str, ...]) -> None:
+    run.load("pytest_randomly", *xdist)
+    run.write(test_a=DRAWS, test_b=DRAWS, test_c=MANY)
+    seen = []
+    for command in (run.plain, lambda *args: run.offload(start, *args)):
+        args = ("-p", "no:cacheprovider", "--randomly-seed=5")
+        outcomes, drawn = command(*args).comparable(), draws(run)
+        # What is run before the first failure depends on the order of all tests.
+        seen.append((outcomes, drawn, command(*args, "-x").comparable()))
+        draws(run)
+    assert seen[0] == seen[1]
+
+
+def test_randomly_has_one_seed(run: Runner) -> None:
+    run.load("pytest_randomly")
+    run.write(test_a=DRAWS, test_b=DRAWS)
+    found = re.search(r"--randomly-seed=(\d+)", run.offload().text)
+    assert found
+    assert {line.split()[-1] for line in draws(run)} == {found.group(1)}
+    run.offload("--randomly-seed=last")
+    assert {line.split()[-1] for line in draws(run)} == {found.group(1)}
+
+
+# -- pytest-django
+
+SETTINGS = """
+SECRET_KEY = "x"
+INSTALLED_APPS = ["app"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db", "TEST": {"NAME": "test-db"}}}
+"""
+
+
+@pytest.mark.parametrize("start", START)
+def test_django(run: Runner, start: str) -> None:
+    run.load("pytest_django.plugin")
+    (run.path / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = settings\npythonpath = .\n")
+    run.write(
+        settings=SETTINGS,
+        app____init__="",
+        app__models="from django.db.models import CharField, Model\nclass Thing(Model): name = CharField(max_length=9)",
+    )
+    body = """
+from app.models import Thing
+from django.db import connection
+from django.test import TestCase
+def note(request):
+    suffix = getattr(request.config, "workerinput", {}).get("workerid")
+    assert connection.settings_dict["NAME"].endswith("test-db" + (f"_{suffix}" if suffix else ""))
+@pytest.mark.django_db
+@pytest.mark.parametrize("i", range(4))
+def test_alone(i, request):
+    note(request)
+    assert Thing.objects.count() == 0
+    for _ in range(20): Thing.objects.create(name="x")
+    assert Thing.objects.count() == 20
+@pytest.mark.django_db(transaction=True)
+def test_committed(request):
+    note(request)
+    Thing.objects.create(name="y")
+    assert Thing.objects.count() == 1
+def test_forbidden(): Thing.objects.count()
+class TestThings(TestCase):
+    @classmethod
+    def setUpTestData(cls): Thing.objects.create(name="z")
+    def test_1(self): assert Thing.objects.count() == 1
+    def test_2(self): Thing.objects.create(name="w"); assert Thing.objects.count() == 2
+def test_client(client, settings):
+    settings.ROOT_URLCONF = "urls"
+    assert client.get("/").content == b"hello"
+"""
+    run.write(
+        urls="from django.http import HttpResponse\nfrom django.urls import path\n"
+        "urlpatterns = [path('', lambda request: HttpResponse('hello'))]",
+        test_a=body,
+        test_b=body,
+    )
+    same(run, start=start)
+    assert not list(run.path.glob("*test-db*")), "the databases are removed at the end"
+
+
+# -- pytest-html
+
+
+def cells(run: Runner) -> dict[str, list[object]]:
+    """What the page shows of each test."""
+    page = (run.path / "report.html").read_text()
+    found = re.search(r'data-jsonblob="([^"]*)"', page)
+    assert found
+    tests = json.loads(html.unescape(found.group(1)))["tests"]
+
+    def log(text: str) -> str:
+        # Pages show the worker, as with xdist.
+        return re.sub(r"\[gw\d\].*|0x[0-9a-f]+|No log output captured.", "", text).strip()
+
+    return {
+        name: [(entry["result"], log(entry["log"]), entry["extras"]) for entry in entries]
+        for name, entries in tests.items()
+    }
+
+
+def test_html(run: Runner) -> None:
+    run.load("pytest_html.plugin", "pytest_html.fixtures", "pytest_metadata.plugin")
+    run.write(
+        conftest="""
+def pytest_html_results_table_row(report, cells): cells.insert(1, f"<td>{report.nodeid.upper()}</td>")
+def pytest_html_results_table_header(cells): cells.insert(1, "<th>Shouted</th>")
+def pytest_html_report_title(report): report.title = "ours"
+""",
+        test_a="""
+import pytest_html
+def test_extra(extras):
+    extras.append(pytest_html.extras.text("some text"))
+    extras.append(pytest_html.extras.json({"a": [1, (2, 3)]}))
+def test_prints(): print("printed")
+def test_fails():
+    print("before it fails")
+    assert [1] == [2]
+@pytest.mark.xfail
+def test_xfails(): assert 0
+@pytest.fixture
+def broken(): raise ValueError
+def test_error(broken): pass
+@pytest.mark.skip
+def test_skipped(): pass
+""",
+        test_b=MANY,
+    )
+    args = ("--html=report.html", "--self-contained-html")
+    plain = run.plain(*args)
+    expected = cells(run)
+    (run.path / "report.html").unlink()
+    assert run.offload(*args).comparable() == plain.comparable()
+    assert cells(run) == expected
+    assert len(expected) == 12
+
+
+# -- pytest-xdist
+
+
+def test_xdist_beside_it(run: Runner) -> None:
+    run.load("xdist.plugin", "xdist.looponfail")
+    (run.path / "pytest.ini").write_text("[pytest]\naddopts = -n2 --dist=loadfile --max-worker-restart=3\n")
+    run.write(
+        test_a="""
+import xdist
+@pytest.mark.parametrize("i", range(4))
+def test_worker(i, worker_id, testrun_uid, request):
+    assert xdist.is_xdist_worker(request)
+    assert not xdist.is_xdist_controller(request)
+    assert xdist.get_xdist_worker_id(request) == worker_id == request.config.workerinput["workerid"]
+    assert testrun_uid == request.config.workerinput["testrunuid"]
+def test_fails(): assert 0
+""",
+        test_b=MANY,
+    )
+    plain = run.plain()
+    offload = run.offload()
+    assert offload.comparable() == plain.comparable()
+    assert "offload: 2 sandboxes of provider local, instead of -n 2 from the configuration" in offload.text
+    typed = run.offload("-n2")
+    assert typed.exit_code == 4
+    assert "-n 2 and --offload are two ways of running tests in parallel" in typed.errors
+
+
+NODES = """
+import pytest
+VALUES = {"tuple": (1, ("x",)), "set": {1, 2}, "bytes": b"\\xff\\x00", "dict": {1: [None, 2.5, True]}}
+class Controller:
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node):
+        node.workerinput.update(VALUES, number=int(node.workerinput["workerid"][2:]))
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error):
+        output = getattr(node, "workeroutput", None)
+        with open("down", "a") as file:
+            file.write(f"{node.gateway.id} {output is not None and output['values'] == VALUES} {bool(error)}\\n")
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Controller())
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workerinput"):
+        session.config.workeroutput["values"] = VALUES
+"""
+
+
+@pytest.mark.parametrize("start", START)
+@pytest.mark.parametrize("xdist", [(), ("xdist.plugin",)], ids=["alone", "beside xdist"])
+def test_what_is_passed_to_workers_and_back(run: Runner, start: str, xdist: tuple[str, ...]) -> None:
+    run.load(*xdist)
+    run.workers = 1
+    run.write(
+        conftest=NODES,
+        test_a="""
+import os
+from conftest import VALUES
+def check(config):
+    given = config.workerinput
+    assert {name: given[name] for name in VALUES} == VALUES
+    assert f"gw{given['number']}" == given["workerid"]
+def test_1(pytestconfig): check(pytestconfig)
+def test_crash(): os._exit(3)
+def test_2(pytestconfig): check(pytestconfig)
+""",
+    )
+    outcome = run.offload(start)
+    assert outcome.counts == {"failed": 1, "passed": 2}, outcome.text
+    assert (run.path / "down").read_text().splitlines() == ["gw0 False True", "gw1 True False"]
+
+
+def test_what_differs_between_workers_is_not_shared_by_forks(run: Runner) -> None:
+    run.load()
+    run.write(
+        conftest=NODES.replace(
+            "config.pluginmanager.register(Controller())\n",
+            "config.pluginmanager.register(Controller())\n"
+            "    else:\n        config.mine = config.workerinput['number']\n",
+        ),
+        test_a="@pytest.mark.parametrize('i', range(8))\n"
+        "def test_a(i, pytestconfig): assert f'gw{pytestconfig.mine}' == pytestconfig.workerinput['workerid']",
+    )
+    outcome = run.offload()
+    assert outcome.counts == {"passed": 8}, outcome.text
+    assert "config.workerinput['number'], before there are workers" in outcome.text
+
+
+def test_what_cannot_be_passed_to_workers_is_named(run: Runner) -> None:
+    run.load()
+    run.write(conftest=NODES.replace('{"tuple": (1, ("x",)),', '{"tuple": object(),'), test_a=MANY)
+    outcome = run.offload()
+    assert outcome.exit_code == 3
+    assert "workerinput['tuple'] is of type object, which cannot be sent to a worker" in outcome.text + outcome.errors
+
+
+# -- hypothesis
+
+
+@pytest.mark.parametrize("start", START)
+def test_hypothesis(run: Runner, start: str) -> None:
+    run.load("_hypothesis_pytestplugin")
+    run.write(
+        test_a="""
+from hypothesis import given, settings, strategies as st, target, note
+@given(st.integers())
+def test_holds(x): assert x + 0 == x
+@given(st.lists(st.integers()))
+def test_fails(xs):
+    note(f"of {len(xs)}")
+    assert sum(xs) < 100
+@given(st.text())
+@settings(max_examples=20, print_blob=True)
+def test_text(s): assert s == s
+class TestClass:
+    @given(st.data())
+    def test_data(self, data): assert data.draw(st.booleans()) in (True, False)
+@given(st.integers())
+@pytest.mark.parametrize("i", range(3))
+def test_both(i, x): pass
+""",
+        test_b=MANY,
+    )
+    plain, offload = same(
+        run, "--hypothesis-seed=7", "--hypothesis-show-statistics", "-p", "no:cacheprovider", start=start
+    )
+    found = re.compile(r"^E  .*$", re.MULTILINE)
+    assert found.findall(offload.text) == found.findall(plain.text) != []
+    # Statistics are of each test; their times differ.
+    heads = re.compile(r"^test_\w+\.py::.*:$", re.MULTILINE)
+    assert sorted(heads.findall(offload.text)) == sorted(heads.findall(plain.text)) != []
+    same(run, "-m", "hypothesis", start=start)
+
+
+# -- all of them
+
+
+@pytest.mark.parametrize("start", START)
+def test_all_at_once(run: Runner, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
+    run.write(
+        settings=SETTINGS.replace('"app"', ""),
+        test_a=FLAKY,
+        test_b="""
+import asyncio
+from hypothesis import given, strategies as st
+@pytest.mark.asyncio
+async def test_async(): await asyncio.sleep(0)
+@given(st.integers())
+def test_property(x): assert x < 1000
+@pytest.mark.timeout(1)
+def test_slow():
+    # The second attempt has no limit, with Offload or without.
+    import time
+    time.sleep(1.5)
+@pytest.mark.django_db
+def test_database(mocker):
+    from django.db import connection
+    with connection.cursor() as cursor: assert cursor.execute("select 1").fetchone() == (1,)
+""",
+        test_c=MANY,
+    )
+    (run.path / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = settings\npythonpath = .\n")
+    args = ("--reruns=1", "--cov=.", "--html=report.html", "--randomly-seed=11", "--junitxml=out.xml", "-n0")
+    plain = run.plain(*args)
+    totals = re.findall(r"^test_.*%$", plain.text, re.MULTILINE)
+    offload = run.offload(*args, start)
+    assert offload.comparable() == plain.comparable(), f"{plain.text}\n{offload.text}\n{offload.errors}"
+    assert re.findall(r"^test_.*%$", offload.text, re.MULTILINE) == totals != []
+    for name in ("report.html", "out.xml", ".coverage"):
+        assert Path(run.path / name).exists()
