@@ -90,6 +90,7 @@ impl Project {
             python: python(),
             script: WORKER.into(),
             cwd: self.dir.path().to_owned(),
+            environment: None,
             env: BTreeMap::new(),
             workers: self.workers,
             inherit_output: false,

@@ -59,6 +59,8 @@ impl Options {
             python: required(options, "python")?,
             script: required(options, "worker_py")?,
             cwd,
+            // Now, while this thread has the interpreter: later Python may change it at any time.
+            environment: Some(std::env::vars_os().collect()),
             env: optional::<BTreeMap<String, String>>(options, "env")?.unwrap_or_default(),
             workers,
             dist: optional::<String>(options, "dist")?

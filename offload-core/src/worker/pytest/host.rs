@@ -4,6 +4,7 @@
 //! that has connected belongs to whoever asked for it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::fs::Permissions;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
@@ -97,7 +98,9 @@ pub struct PytestOptions {
     pub script: PathBuf,
     /// The working directory.
     pub cwd: PathBuf,
-    /// Environment on top of this process's own.
+    /// The environment to start from; `None`: this process's own, which then nobody may change meanwhile.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+    /// Environment on top of that.
     pub env: BTreeMap<String, String>,
     /// The most workers at once.
     pub workers: usize,
@@ -232,6 +235,9 @@ impl PytestHost {
 
     fn spawn_template(&self, socket: &Path, nonce: &str, output: &Path) -> io::Result<Child> {
         let mut command = Command::new(&self.options.python);
+        if let Some(environment) = &self.options.environment {
+            command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
+        }
         command
             .arg("-u")
             .arg(&self.options.script)
