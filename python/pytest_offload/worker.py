@@ -350,11 +350,18 @@ class Collection:
         session, hook = self.session, self.session.config.hook
         plugins = session.config.pluginmanager
 
+        # pytest 8 leaves out a directory through which the way to another argument leads.
+        once = pytest.__version__.startswith("8.") and not session.config.option.keepduplicates
+
         def genitems(node: Node) -> Iterator[nodes.Item]:
             if not _is_directory(node):
-                self._add_leaf(node)
+                # A file likewise, and the tests of it that are arguments are left.
+                if not (once and node in session._collection_cache):
+                    self._add_leaf(node)
                 return
             report, duplicate = self._collect_directory(node)
+            if duplicate and once:
+                return
             if report.passed:
                 for child in report.result:
                     yield from genitems(child)
