@@ -1216,7 +1216,7 @@ class CoverageKeeper:
         self._plugin = plugin
         measuring = plugin.session.config.pluginmanager.getplugin("_cov")
         self._controller: Any = getattr(measuring, "cov_controller", None)
-        self._next = time.monotonic() + self.INTERVAL
+        self._next = _monotonic() + self.INTERVAL
         self._named = False
 
     def name(self) -> None:
@@ -1302,7 +1302,7 @@ class Worker:
     def run(self) -> None:
         while True:
             # With enough to do, nothing that is said is urgent to within a few milliseconds.
-            if len(self.queue) < 2 or time.monotonic() >= self._listened + LISTEN_INTERVAL:
+            if len(self.queue) < 2 or _monotonic() >= self._listened + LISTEN_INTERVAL:
                 self._listen(block=not self.queue and not self.ending)
             if self.queue:
                 self._run_next()
@@ -1330,7 +1330,7 @@ class Worker:
                 self.ending = True
             elif kind == "shutdown":
                 self.ending = True
-        self._listened = time.monotonic()
+        self._listened = _monotonic()
 
     def _item(self, test: Message) -> nodes.Item:
         silent, self.plugin.silent = self.plugin.silent, True
