@@ -13,6 +13,7 @@ mod select;
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -179,13 +180,21 @@ impl FileSet {
         let mut gone: Vec<PathBuf> = Vec::new();
         for (name, stamp) in known {
             let path = path_of(name);
-            let same_kind =
-                self.entries.get(&path).is_some_and(|entry| entry.stamp().as_bytes()[0] == stamp.as_bytes()[0]);
-            if !same_kind && !gone.last().is_some_and(|last| path.starts_with(last)) {
+            let stays = match self.entries.get(&path) {
+                Some(entry) => entry.stamp().as_bytes().first() == stamp.as_bytes().first(),
+                // A directory need not be named to be there.
+                None => stamp.starts_with('d') && self.has_below(&path),
+            };
+            if !stays && !gone.last().is_some_and(|last| path.starts_with(last)) {
                 gone.push(path);
             }
         }
         gone
+    }
+
+    fn has_below(&self, directory: &Path) -> bool {
+        let after = (Bound::Excluded(directory), Bound::Unbounded);
+        self.entries.range::<Path, _>(after).next().is_some_and(|(path, _)| path.starts_with(directory))
     }
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::event::NativeEvent;
-use crate::provider::{Command, ExecOutput};
+use crate::provider::{Built, Command, ExecOutput};
 use crate::worker::pytest::PytestHost;
 use crate::worker::{StartGate, Unit};
 
@@ -371,6 +371,12 @@ pub trait TestFramework: Send + Sync {
         Execution::Commands
     }
 
+    /// What was built for the tests, for sandboxes that are somewhere else. Asked when tests are about to run there, which
+    /// is never while a build goes on.
+    fn built(&self) -> Built {
+        Built::default()
+    }
+
     /// The most tests that one command may run.
     fn max_batch(&self) -> usize {
         200
@@ -410,6 +416,10 @@ impl<T: TestFramework + ?Sized> TestFramework for Arc<T> {
 
     fn execution(&self) -> Execution {
         (**self).execution()
+    }
+
+    fn built(&self) -> Built {
+        (**self).built()
     }
 
     fn max_batch(&self) -> usize {

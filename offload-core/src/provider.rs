@@ -132,6 +132,19 @@ pub struct SandboxRequest {
     pub index: usize,
     /// Environment for everything in the sandbox.
     pub env: BTreeMap<String, String>,
+    /// What was built for the tests, for sandboxes that are somewhere else.
+    pub built: Arc<Built>,
+}
+
+/// What a framework has built for its tests. It is not among a project's files, and tests expect it where it was built.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Built {
+    /// The root of the repository, if the framework knows it.
+    pub root: Option<PathBuf>,
+    /// Files, and directories with everything in them; absolute paths.
+    pub files: Vec<PathBuf>,
+    /// Directories that are to be there, whatever is in them here.
+    pub directories: Vec<PathBuf>,
 }
 
 /// A directory or file to bring into each sandbox.

@@ -17,6 +17,7 @@ async fn sandbox(config: LocalProviderConfig) -> Box<dyn Sandbox> {
         name: "run-3".to_owned(),
         index: 3,
         env: BTreeMap::from([("FROM_REQUEST".to_owned(), "it's \"r\"".to_owned())]),
+        ..SandboxRequest::default()
     };
     LocalProvider::new(config).create_sandbox(&request).await.unwrap()
 }

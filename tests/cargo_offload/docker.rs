@@ -6,7 +6,7 @@ use std::process::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::docker_support::{docker, image};
-use crate::support::{Run, offload, wait_until};
+use crate::support::{Run, cargo_offload, offload, wait_until};
 
 /// A project whose images are removed at the end.
 struct Project(tempfile::TempDir);
@@ -172,3 +172,72 @@ fn values_that_mean_nothing_are_told_before_anything_runs() {
         "error: `memory` in [provider] is \"lots\"; expected a number with a unit, such as \"512m\" or \"2g\"\n"
     );
 }
+
+#[test]
+fn rust_tests_are_built_here_and_run_there_with_all_that_they_need() {
+    let Some(image) = image() else { return };
+    let manifest = |name: &str, more: &str| {
+        format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2021\"\n{more}")
+    };
+    let app = manifest("app", "[dependencies]\nplugin = { path = \"../plugin\" }\nmacros = { path = \"../macros\" }\n");
+    let test = r#"
+#[test] fn runs_the_program() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_app")).output().unwrap();
+    assert_eq!(output.stdout, b"from the program\n");
+}
+#[test] fn reads_a_fixture() { assert_eq!(std::fs::read_to_string("tests/fixture").unwrap(), "fixture"); }
+#[test] fn reads_what_the_build_script_wrote() {
+    assert_eq!(std::fs::read_to_string(concat!(env!("OUT_DIR"), "/generated")).unwrap(), "generated");
+}
+#[test] fn writes_where_cargo_says() {
+    std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/x"), "x").unwrap();
+}
+#[test] fn is_in_a_container() {
+    println!("first process: {:?}", std::fs::read_to_string("/proc/1/comm"));
+    panic!("to see the output");
+}
+"#;
+    let files = [
+        (".gitignore", "/target\n".to_owned()),
+        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"app\", \"plugin\", \"macros\"]\n".to_owned()),
+        ("app/Cargo.toml", app),
+        ("app/build.rs", BUILD_SCRIPT.to_owned()),
+        ("app/src/lib.rs", "/// ```\n/// assert!(true);\n/// ```\npub fn f() {}\n#[test] fn loads() { assert_eq!(plugin::seven(), 7) }\n".to_owned()),
+        ("app/src/main.rs", "fn main() { println!(\"from the program\") }\n".to_owned()),
+        ("app/tests/it.rs", test.to_owned()),
+        ("app/tests/fixture", "fixture".to_owned()),
+        ("plugin/Cargo.toml", manifest("plugin", "[lib]\ncrate-type = [\"dylib\"]\n")),
+        ("plugin/src/lib.rs", "pub fn seven() -> i32 { 7 }\n#[test] fn counts() { assert_eq!(seven(), 7) }\n".to_owned()),
+        ("macros/Cargo.toml", manifest("macros", "[lib]\nproc-macro = true\n")),
+        ("macros/src/lib.rs", "#[test] fn inside_a_macro_crate() {}\n".to_owned()),
+    ];
+    let Some(project) = Project::new("", &[]) else { return };
+    std::fs::remove_file(project.dir().join("offload.toml")).unwrap();
+    for (path, text) in &files {
+        let path = project.dir().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let run = || {
+        let mut command = cargo_offload(project.dir());
+        command.env("OFFLOAD_PROVIDER_IMAGE", &image).env("RUSTFLAGS", "-C prefer-dynamic");
+        Run::new(command, ["--workspace", "--provider", "docker"])
+    };
+    let first = run().exits(1).says("first process: Ok(\"sh\\n\")");
+    let junit = first.junit();
+    let outcomes = junit.outcomes();
+    let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| **outcome != "passed").collect();
+    assert_eq!(outcomes.len(), 9, "{outcomes:?}\n{}", first.text());
+    assert_eq!(failed.len(), 2, "{failed:?}\n{}", first.text());
+    first.says("1 skipped");
+    // What is built anew travels anew.
+    std::fs::write(project.dir().join("app/src/main.rs"), "fn main() { println!(\"something else\") }\n").unwrap();
+    let second = run().exits(1);
+    assert_eq!(second.junit().outcomes()["app::it runs_the_program"], "failure");
+}
+
+const BUILD_SCRIPT: &str = r#"
+fn main() {
+    std::fs::write(std::path::Path::new(&std::env::var("OUT_DIR").unwrap()).join("generated"), "generated").unwrap();
+}
+"#;

@@ -104,6 +104,9 @@ fn cargo_options(
     options.retries = config.offload.retry_count;
     options.slots = config.offload.max_parallel;
     options.output_dir.clone_from(&config.report.output_dir);
+    if matches!(config.provider, ProviderConfig::Docker(_)) {
+        options.skip_doctests = Some("doctests need Rust; they run with provider `local` only".into());
+    }
     if framework.include_ignored && options.run_ignored == RunIgnored::Default {
         options.run_ignored = RunIgnored::All;
     }

@@ -170,6 +170,18 @@ fn only_differences_of_content_mode_and_kind_count() {
 }
 
 #[test]
+fn a_directory_that_is_no_longer_named_stays_as_long_as_something_is_in_it() {
+    let place = Place::new();
+    place.write("target/debug/program", "1").write("target/other", "").write("aim/x", "");
+    let before = place.set(&place.project()).manifest();
+    let mut after = FileSet::new();
+    after.add_path(&place.root().join("target/debug/program"), Path::new("/app/target/debug/program")).unwrap();
+    let gone: Vec<_> = after.gone_since(&before).iter().map(|path| text(path)).collect();
+    assert_eq!(gone, ["/app/aim", "/app/target/other"]);
+    assert!(after.changed_since(&before).is_empty());
+}
+
+#[test]
 fn any_name_survives_as_text() {
     for name in [&b"plain"[..], b"100%", b"%25", b"\xff\xfe", b"caf\xc3\xa9", b"%", b"%zz", b"line\nend"] {
         let path = PathBuf::from(OsStr::from_bytes(name));

@@ -22,7 +22,7 @@ mod toolchain;
 mod unit;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 
@@ -35,7 +35,7 @@ use super::{
     TestInstance, TestRecord, TestResult,
 };
 use crate::config::CargoFrameworkConfig;
-use crate::provider::{Command, ExecOutput};
+use crate::provider::{Built, Command, ExecOutput};
 
 /// Rust tests: unit, integration, example and benchmark targets, and doctests, of a Cargo workspace.
 pub struct CargoFramework {
@@ -44,6 +44,7 @@ pub struct CargoFramework {
     gate: Arc<BuildGate>,
     /// The repository's root, as soon as a discovery has found it.
     repository: OnceLock<PathBuf>,
+    built: Mutex<Built>,
 }
 
 impl CargoFramework {
@@ -59,6 +60,7 @@ impl CargoFramework {
             options: options.with_config(&config),
             gate: Arc::default(),
             repository: OnceLock::new(),
+            built: Mutex::default(),
         }
     }
 }
@@ -116,7 +118,13 @@ impl TestFramework for CargoFramework {
             let repository = root.ancestors().find(|dir| dir.join(".git").exists()).unwrap_or(root);
             let _ = self.repository.set(repository.to_owned());
         };
-        discover::discover(&self.options, &self.gate, &sink, note_root).await
+        let built = |built| *self.built.lock().unwrap_or_else(PoisonError::into_inner) = built;
+        discover::discover(&self.options, &self.gate, &sink, note_root, built).await
+    }
+
+    fn built(&self) -> Built {
+        let built = self.built.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Built { root: self.repository.get().cloned(), ..built }
     }
 
     fn execution(&self) -> Execution {

@@ -15,6 +15,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::models::HostConfig;
@@ -26,7 +27,7 @@ use self::container::{Container, Spec};
 use self::image::{BaseImage, base_image};
 use self::layer::{Layer, Maker};
 use self::watch::Watch;
-use super::{Command, OutputStream, ProviderError, ProviderResult, Sandbox, SandboxProvider, SandboxRequest};
+use super::{Built, Command, OutputStream, ProviderError, ProviderResult, Sandbox, SandboxProvider, SandboxRequest};
 use crate::cache::ImageKey;
 use crate::config::{Config, DockerProviderConfig, ProviderConfig};
 use crate::files::FileSet;
@@ -167,7 +168,7 @@ impl DockerProvider {
     }
 
     /// The image of this run, made by whoever comes first.
-    async fn layer(&self) -> ProviderResult<Layer> {
+    async fn layer(&self, built: &Arc<Built>) -> ProviderResult<Layer> {
         let (connection, base) = (self.connection().await?, self.base().await?);
         let mut layer = self.layer.lock().await;
         if let Some(layer) = &*layer {
@@ -179,6 +180,7 @@ impl DockerProvider {
             base,
             fates: connection.watch.fates(),
             labels: self.labels(),
+            built: Arc::clone(built),
         };
         let made = maker.layer().await?;
         tracing::info!(image = made.image, files = made.files, bytes = made.bytes, "the image of this run");
@@ -308,7 +310,7 @@ fn bind(mount: &str, directory: &Path) -> Result<String, String> {
 #[async_trait]
 impl SandboxProvider for DockerProvider {
     async fn create_sandbox(&self, request: &SandboxRequest) -> ProviderResult<Box<dyn Sandbox>> {
-        let layer = self.layer().await?;
+        let layer = self.layer(&request.built).await?;
         let container = self.container(request, &layer).await?;
         Ok(Box::new(DockerSandbox { id: format!("docker-{}", request.index), container, directory: layer.directory }))
     }

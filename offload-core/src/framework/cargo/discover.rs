@@ -4,7 +4,7 @@
 //! command stops at the first error, and only `cargo build` has `--keep-going`; so after a failed build a second pass
 //! builds whatever can still be built, and what it says again is not shown again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -25,17 +25,20 @@ use super::select::{Origin, Selected, Selection, selected_packages};
 use super::toolchain::{Toolchain, load_config};
 use super::unit::{BuildFacts, binary_id, has_custom_harness};
 use crate::framework::{Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestRecord};
+use crate::provider::Built;
 use crate::worker::{Harness, Unit};
 
 /// Test binaries that are listed at once, doctests that are looked for at once.
 const LISTED_AT_ONCE: usize = 4;
 
-/// Runs one discovery. `note_root` hears where the workspace is before the first test is found.
+/// Runs one discovery. `note_root` hears where the workspace is before the first test is found, `note_built` what was
+/// built when the build has ended.
 pub(super) async fn discover(
     options: &CargoOptions,
     gate: &Arc<BuildGate>,
     sink: &DiscoverySink,
     note_root: impl FnOnce(&Path),
+    note_built: impl FnOnce(Built),
 ) -> FrameworkResult<()> {
     let selection = Selection::new(options)?;
     let dir = options.working_dir()?;
@@ -86,12 +89,14 @@ pub(super) async fn discover(
         listings: JoinSet::new(),
         permits: Arc::new(Semaphore::new(LISTED_AT_ONCE)),
         building: true,
+        needed: BTreeSet::new(),
         ungrouped: 0,
         doctests: Vec::new(),
     };
     let success = discovery.build(build, &guard).await?;
     drop(guard);
     discovery.building = false;
+    note_built(discovery.built());
     sink.send(Discovered::BuildFinished { success, duration: started.elapsed() });
     if options.wants_doctests() {
         discovery.find_doctests(&selected);
@@ -250,6 +255,8 @@ struct Discovery<'a> {
     listings: JoinSet<Listing>,
     permits: Arc<Semaphore>,
     building: bool,
+    /// What was built and may be needed while tests run.
+    needed: BTreeSet<PathBuf>,
     ungrouped: usize,
     /// Doctests that were found, until all are known.
     doctests: Vec<(Arc<Package>, Unit, Vec<Listed>)>,
@@ -367,7 +374,20 @@ impl Discovery<'_> {
         }
     }
 
+    /// What tests need that was built.
+    fn built(&mut self) -> Built {
+        self.needed.extend(self.facts.script_output(&self.metadata));
+        let temporary = self.metadata.target_directory.join("tmp").into_std_path_buf();
+        Built {
+            root: None,
+            files: std::mem::take(&mut self.needed).into_iter().collect(),
+            // What `CARGO_TARGET_TMPDIR` names.
+            directories: temporary.is_dir().then_some(temporary).into_iter().collect(),
+        }
+    }
+
     async fn artifact(&mut self, artifact: Artifact, again: bool) -> FrameworkResult<()> {
+        self.needed.extend(BuildFacts::needed(&artifact, &self.toolchain));
         if let Some(library) = Library::of(&artifact) {
             self.libraries.insert(artifact.package_id.clone(), library);
         }
@@ -564,7 +584,10 @@ impl Discovery<'_> {
                 let threads = (self.options.slots * tests.len()).div_ceil(all.max(1)).max(1);
                 unit.extra_args.push(format!("--test-threads={threads}"));
             }
-            let tests = self.records(&package, None, unit, tests);
+            let mut tests = self.records(&package, None, unit, tests);
+            if let Some(reason) = &self.options.skip_doctests {
+                tests.iter_mut().for_each(|test| test.skipped = Some(reason.clone()));
+            }
             if !tests.is_empty() {
                 self.sink.send(Discovered::Tests(tests));
             }

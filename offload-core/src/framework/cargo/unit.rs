@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
 use std::path::{Path, PathBuf};
 
-use cargo_metadata::{Artifact, BuildScript, Metadata, Package, PackageId, TargetKind};
+use cargo_metadata::{Artifact, BuildScript, CrateType, Metadata, Package, PackageId, TargetKind};
 
 use super::select::is_library;
 use super::toolchain::Toolchain;
@@ -39,6 +39,49 @@ impl BuildFacts {
             self.link_dirs.insert(PathBuf::from(dir));
         }
         self.scripts.entry(script.package_id.clone()).or_default().push(script);
+    }
+
+    /// What tests may need of an artifact while they run: a program, or a library that is loaded, and the standard
+    /// library where that is one of those.
+    pub(super) fn needed(artifact: &Artifact, toolchain: &Toolchain) -> Vec<PathBuf> {
+        let is_of = |kinds: &[CrateType]| artifact.target.crate_types.iter().any(|kind| kinds.contains(kind));
+        let is_library =
+            |path: &Path| path.extension().is_some_and(|extension| extension == "so" || extension == "dylib");
+        let mut needed: Vec<PathBuf> = artifact.executable.iter().map(|path| path.clone().into()).collect();
+        if is_of(&[CrateType::DyLib, CrateType::CDyLib]) {
+            needed.extend(
+                artifact.filenames.iter().map(|path| path.clone().into()).filter(|path: &PathBuf| is_library(path)),
+            );
+        }
+        if is_of(&[CrateType::DyLib, CrateType::ProcMacro])
+            && let Some(file) = artifact.filenames.first()
+        {
+            let entries = std::fs::read_dir(toolchain.libdir(file.as_std_path())).into_iter().flatten();
+            let standard = entries.filter_map(Result::ok).filter(|entry| {
+                entry.file_name().to_string_lossy().starts_with("libstd-") && is_library(&entry.path())
+            });
+            needed.extend(standard.map(|entry| entry.path()));
+        }
+        needed
+    }
+
+    /// What tests may need of the output of build scripts: that of the workspace's own packages, and libraries where
+    /// scripts of others said that there are any.
+    pub(super) fn script_output(&self, metadata: &Metadata) -> Vec<PathBuf> {
+        let mut needed = Vec::new();
+        for (package, scripts) in &self.scripts {
+            if metadata.workspace_members.contains(package) {
+                needed.extend(scripts.iter().map(|script| script.out_dir.clone().into_std_path_buf()));
+            }
+        }
+        for dir in self.link_dirs.iter().filter(|dir| dir.starts_with(metadata.target_directory.as_std_path())) {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+            needed.extend(entries.map(|entry| entry.path()).filter(|path| {
+                // `libx.so.1`, too.
+                path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so")) && path.is_file()
+            }));
+        }
+        needed
     }
 
     /// What runs the test binary that `artifact` announces, if it announces one.

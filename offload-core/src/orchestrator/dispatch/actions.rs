@@ -107,6 +107,7 @@ impl Dispatcher<'_> {
             name: format!("{}-{}", self.run_id, index.0),
             index: index.0 as usize,
             env: self.orchestrator.env.clone(),
+            built: if provider.isolates() { Arc::new(self.orchestrator.framework.built()) } else { Arc::default() },
         };
         let doublings = self.losses_in_a_row.saturating_sub(1).min(6);
         let pause = if self.losses_in_a_row == 0 { Duration::ZERO } else { FIRST_BACKOFF * (1 << doublings) };

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bollard::models::ContainerConfig;
 use bollard::query_parameters::{CommitContainerOptionsBuilder, RemoveImageOptionsBuilder};
@@ -23,7 +24,7 @@ use super::watch::Fates;
 use crate::cache::ImageKey;
 use crate::connector::{OUTPUT_LIMIT, collect, describe_exit, shorten, tail};
 use crate::files::{FileSet, Manifest, Owner, Project};
-use crate::provider::{Command, ProviderError, ProviderResult};
+use crate::provider::{Built, Command, ProviderError, ProviderResult};
 
 /// The most layers on top of the first image.
 const MOST_LAYERS: usize = 10;
@@ -87,13 +88,14 @@ pub(super) struct Maker<'a> {
     pub(super) base: &'a BaseImage,
     pub(super) fates: watch::Receiver<Fates>,
     pub(super) labels: HashMap<String, String>,
+    pub(super) built: Arc<Built>,
 }
 
 impl Maker<'_> {
     /// The image with everything in it, made as far as it has to be.
     pub(super) async fn layer(&self) -> ProviderResult<Layer> {
-        let settings = self.settings.clone();
-        let gathered = tokio::task::spawn_blocking(move || gather(&settings)).await;
+        let (settings, built) = (self.settings.clone(), Arc::clone(&self.built));
+        let gathered = tokio::task::spawn_blocking(move || gather(&settings, &built)).await;
         let cargo = gathered
             .map_err(|error| ProviderError::Unusable(format!("gathering the files was interrupted: {error}")))?
             .map_err(ProviderError::Unusable)?;
@@ -377,10 +379,12 @@ fn removal(paths: &[PathBuf]) -> ProviderResult<FileSet> {
 }
 
 /// Looks at everything that travels.
-fn gather(settings: &Settings) -> Result<Cargo, String> {
+fn gather(settings: &Settings, built: &Built) -> Result<Cargo, String> {
     let failed = |error: crate::files::FilesError| error.to_string();
     let directory = &settings.directory;
-    let repository = directory.ancestors().find(|dir| dir.join(".git").exists()).unwrap_or(directory);
+    let known = built.root.as_deref().filter(|root| directory.starts_with(root));
+    let repository = || directory.ancestors().find(|dir| dir.join(".git").exists());
+    let repository = known.or_else(repository).unwrap_or(directory);
     if Some(repository.to_owned()) == std::env::home_dir() || repository == Path::new("/") {
         return Err(format!(
             "all of {} would travel to the sandboxes; run Offload in the project's own directory",
@@ -403,6 +407,14 @@ fn gather(settings: &Settings) -> Result<Cargo, String> {
         root = directory;
         files = FileSet::new();
         files.add_project(&project(root), &remote(root)).map_err(failed)?;
+    }
+    let there =
+        |path: &Path| path.strip_prefix(root).map_or_else(|_| path.to_owned(), |below| remote(root).join(below));
+    for file in &built.files {
+        files.add_path(file, &there(file)).map_err(failed)?;
+    }
+    for directory in &built.directories {
+        files.add_entry(directory, there(directory)).map_err(failed)?;
     }
     let target = settings.project_root.as_ref().map_or_else(|| within(root), |path| remote(root).join(path));
     for (local, remote) in &settings.config.copy_dirs {
