@@ -1178,6 +1178,7 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if isinstance(reporter, QuietTerminal) and not config.getini("log_cli"):
         # What a plugin says before it ends the process belongs to what is shown of that.
+        reporter._tw._file.close()
         reporter._tw._file = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - as above
     if capture is not None:
         capture.start_global_capturing()
@@ -1200,6 +1201,7 @@ def renew_plugins(config: Any) -> None:
     # Where xdist is installed, pytest-rerunfailures counts in the controller, over a connection.
     database: Any = getattr(config, "failures_db", None)
     if hasattr(database, "sock"):
+        database.sock.close()
         given = config.workerinput
         arguments = [given[name] for name in ("sock_port", "statusdb_token") if name in given]
         config.failures_db = type(database)(*arguments)

@@ -51,7 +51,14 @@ def test_teardown(broken_teardown): pass
 
 @pytest.mark.parametrize("xdist", [(), ("xdist.plugin",)], ids=["alone", "beside xdist"])
 @pytest.mark.parametrize(
-    "args", [(), ("--reruns=2",), ("--reruns=1", "-x"), ("--reruns=3", "--fail-on-flaky")], ids=str
+    "args",
+    [
+        ("-W", "error::pytest.PytestUnraisableExceptionWarning"),
+        ("--reruns=2",),
+        ("--reruns=1", "-x"),
+        ("--reruns=3", "--fail-on-flaky"),
+    ],
+    ids=str,
 )
 def test_rerunfailures(run: Runner, xdist: tuple[str, ...], args: tuple[str, ...]) -> None:
     run.load("pytest_rerunfailures", *xdist)

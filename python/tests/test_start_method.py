@@ -43,6 +43,17 @@ def test_workers_are_forked(run: Runner, what: str) -> None:
     assert "workers are forked" in outcome.text
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_nothing_is_left_open_that_a_strict_project_would_hear_of(run: Runner, start: str) -> None:
+    (run.path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    run.write(
+        test_a="import gc\n" + TESTS,
+        test_b="import gc\n@pytest.mark.parametrize('i', range(8))\ndef test_b(i): gc.collect()",
+    )
+    outcome = run.offload(f"--offload-start-method={start}")
+    assert outcome.counts == {"passed": 14}, outcome.text
+
+
 @pytest.mark.parametrize("collect", ["serial", "parallel"])
 def test_spawn_gives_what_plain_pytest_gives(run: Runner, collect: str) -> None:
     run.write(
