@@ -306,6 +306,8 @@ pub struct LibtestExecution {
     pub isolation: Isolation,
     /// What a test must pass before it starts, while the machine is shared with a build.
     pub gate: Option<Arc<dyn StartGate>>,
+    /// What starts the worker in a sandbox that is somewhere else, if anything does.
+    pub worker: Option<Command>,
 }
 
 /// What tests share.

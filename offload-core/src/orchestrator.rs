@@ -11,6 +11,7 @@ mod batch;
 mod cancel;
 mod dispatch;
 mod pool;
+mod remote;
 mod result;
 mod runner;
 pub mod scheduler;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::Stream;
+use tokio::io::AsyncWrite;
 
 /// What can go wrong with a sandbox. None of it is ever a test's failure.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +111,15 @@ pub enum ExecEvent {
 /// What a running command does, as it happens. Dropping it ends the command.
 pub type OutputStream = Pin<Box<dyn Stream<Item = ProviderResult<ExecEvent>> + Send>>;
 
+/// A running command that listens: what is written to it arrives at its standard input, which ends when `input` is
+/// dropped.
+pub struct Channel {
+    /// Its standard input.
+    pub input: Pin<Box<dyn AsyncWrite + Send>>,
+    /// What it does.
+    pub output: OutputStream,
+}
+
 /// What a finished command left.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -145,6 +155,8 @@ pub struct Built {
     pub files: Vec<PathBuf>,
     /// Directories that are to be there, whatever is in them here.
     pub directories: Vec<PathBuf>,
+    /// Files that are to be somewhere else than here.
+    pub copies: Vec<CopyDir>,
 }
 
 /// A directory or file to bring into each sandbox.
@@ -226,6 +238,16 @@ pub trait Sandbox: Send + Sync {
     ///
     /// [`ProviderError::Exec`] when something may have been left behind; the message says what.
     async fn terminate(&self) -> ProviderResult<()>;
+
+    /// Starts a command that can be written to, so that a worker can be talked to. `None`, as by default: that cannot be
+    /// had here, or is of no use; tests then run by [`Self::exec_stream`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::exec_stream`].
+    async fn open_channel(&self, _command: &Command) -> ProviderResult<Option<Channel>> {
+        Ok(None)
+    }
 
     /// For a sandbox that is a slot of this machine. By default it is not.
     fn host_slot(&self) -> Option<HostSlot> {

@@ -193,7 +193,8 @@ fn rust_tests_are_built_here_and_run_there_with_all_that_they_need() {
     std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/x"), "x").unwrap();
 }
 #[test] fn is_in_a_container() {
-    println!("first process: {:?}", std::fs::read_to_string("/proc/1/comm"));
+    let name = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    println!("{:?}, run by {:?}", name(1), name(std::os::unix::process::parent_id()));
     panic!("to see the output");
 }
 "#;
@@ -223,7 +224,7 @@ fn rust_tests_are_built_here_and_run_there_with_all_that_they_need() {
         command.env("OFFLOAD_PROVIDER_IMAGE", &image).env("RUSTFLAGS", "-C prefer-dynamic");
         Run::new(command, ["--workspace", "--provider", "docker"])
     };
-    let first = run().exits(1).says("first process: Ok(\"sh\\n\")");
+    let first = run().exits(1).says(r#""sh\n", run by "worker\n""#);
     let junit = first.junit();
     let outcomes = junit.outcomes();
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| **outcome != "passed").collect();

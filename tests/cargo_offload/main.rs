@@ -17,3 +17,4 @@ mod interrupts;
 mod offload_run;
 mod output;
 mod overlap;
+mod remote;

@@ -88,7 +88,17 @@ pub fn cargo_framework(
     let FrameworkConfig::Cargo(config) = &settings.config.framework else {
         anyhow::bail!("the configuration is not for Cargo");
     };
-    Ok(CargoFramework::with_options(config.clone(), cargo_options(settings, config, selection.to_options(), look)))
+    Ok(framework_of(config, cargo_options(settings, config, selection.to_options(), look)))
+}
+
+/// The framework, which runs tests elsewhere by this very program.
+fn framework_of(config: &CargoFrameworkConfig, options: CargoOptions) -> CargoFramework {
+    let elsewhere = options.elsewhere;
+    let framework = CargoFramework::with_options(config.clone(), options);
+    match std::env::current_exe() {
+        Ok(program) if elsewhere && program.is_file() => framework.with_worker(program),
+        _ => framework,
+    }
 }
 
 fn cargo_options(
@@ -104,9 +114,7 @@ fn cargo_options(
     options.retries = config.offload.retry_count;
     options.slots = config.offload.max_parallel;
     options.output_dir.clone_from(&config.report.output_dir);
-    if matches!(config.provider, ProviderConfig::Docker(_)) {
-        options.skip_doctests = Some("doctests need Rust; they run with provider `local` only".into());
-    }
+    options.elsewhere = matches!(config.provider, ProviderConfig::Docker(_));
     if framework.include_ignored && options.run_ignored == RunIgnored::Default {
         options.run_ignored = RunIgnored::All;
     }
@@ -120,7 +128,7 @@ pub fn framework(settings: &Settings, look: BuildLook) -> anyhow::Result<Arc<dyn
     Ok(match &config.framework {
         FrameworkConfig::Cargo(cargo) => {
             let options = CargoOptions { current_dir: Some(root), ..CargoOptions::default() };
-            Arc::new(CargoFramework::with_options(cargo.clone(), cargo_options(settings, cargo, options, look)))
+            Arc::new(framework_of(cargo, cargo_options(settings, cargo, options, look)))
         }
         FrameworkConfig::Pytest(pytest) => Arc::new(
             PytestFramework::new(pytest.clone())

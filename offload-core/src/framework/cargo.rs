@@ -35,7 +35,7 @@ use super::{
     TestInstance, TestRecord, TestResult,
 };
 use crate::config::CargoFrameworkConfig;
-use crate::provider::{Built, Command, ExecOutput};
+use crate::provider::{Built, Command, CopyDir, ExecOutput};
 
 /// Rust tests: unit, integration, example and benchmark targets, and doctests, of a Cargo workspace.
 pub struct CargoFramework {
@@ -45,7 +45,11 @@ pub struct CargoFramework {
     /// The repository's root, as soon as a discovery has found it.
     repository: OnceLock<PathBuf>,
     built: Mutex<Built>,
+    worker: Option<PathBuf>,
 }
+
+/// Where the worker is in sandboxes that are somewhere else.
+const WORKER: &str = "/.offload/worker";
 
 impl CargoFramework {
     /// The tests of the workspace in the current directory.
@@ -61,7 +65,16 @@ impl CargoFramework {
             gate: Arc::default(),
             repository: OnceLock::new(),
             built: Mutex::default(),
+            worker: None,
         }
+    }
+
+    /// Tests run somewhere else, by this program, whose argument `worker` makes it a
+    /// [worker](crate::worker::libtest::serve_stdio).
+    #[must_use]
+    pub fn with_worker(mut self, program: impl Into<PathBuf>) -> Self {
+        self.worker = Some(program.into());
+        self
     }
 }
 
@@ -124,10 +137,12 @@ impl TestFramework for CargoFramework {
 
     fn built(&self) -> Built {
         let built = self.built.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Built { root: self.repository.get().cloned(), ..built }
+        let copies = self.worker.iter().map(|local| CopyDir { local: local.clone(), remote: WORKER.into() }).collect();
+        Built { root: self.repository.get().cloned(), copies, ..built }
     }
 
     fn execution(&self) -> Execution {
-        Execution::Libtest(LibtestExecution { isolation: self.isolation, gate: Some(self.gate.clone()) })
+        let worker = self.worker.as_ref().map(|_| Command::new(WORKER, ["worker"]));
+        Execution::Libtest(LibtestExecution { isolation: self.isolation, gate: Some(self.gate.clone()), worker })
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use super::cancel::Urgency;
 use super::pool::SandboxPool;
+use super::remote::Session;
 use super::result::RunResult;
 use super::runner::{Report, RunnerContext, TestRunner};
 use super::scheduler::{Feed, SandboxIndex, Scheduler, SchedulerConfig};
@@ -36,7 +37,7 @@ type Discovery = Pin<Box<dyn Future<Output = FrameworkResult<()>> + Send>>;
 /// What other tasks tell this one.
 enum Fact {
     Prepared(ProviderResult<()>),
-    Created(SandboxIndex, ProviderResult<Box<dyn Sandbox>>, Duration),
+    Created(SandboxIndex, ProviderResult<(Box<dyn Sandbox>, Option<Session>)>, Duration),
     Terminated(SandboxIndex, ProviderResult<()>),
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::batch;
+use super::remote::{RemoteWorker, Session};
 use super::scheduler::SandboxIndex;
 use crate::connector::next_event;
 use crate::event::NativeEvent;
@@ -66,6 +67,7 @@ pub struct TestRunner {
 
 enum Executor {
     Worker { worker: LibtestWorker, defined: HashSet<UnitKey> },
+    Remote { worker: RemoteWorker, defined: HashSet<UnitKey> },
     Pytest { id: Arc<str>, worker: PytestWorker },
     Commands { orders: mpsc::UnboundedSender<Order>, task: tokio::task::JoinHandle<()> },
 }
@@ -81,8 +83,15 @@ impl TestRunner {
     pub(super) fn start(
         index: SandboxIndex,
         sandbox: Arc<dyn Sandbox>,
+        session: Option<Session>,
         context: &RunnerContext,
     ) -> std::io::Result<Self> {
+        if let Some(session) = session {
+            let reports = context.reports.clone();
+            let worker = RemoteWorker::start(session, move |report| drop(reports.send((index, report))));
+            let executor = Executor::Remote { worker, defined: HashSet::new() };
+            return Ok(Self { sandbox, executor, timeout: context.timeout, reports: context.reports.clone(), index });
+        }
         let executor = match (&context.execution, sandbox.host_slot()) {
             (Execution::Libtest(execution), Some(HostSlot { env })) => {
                 let reports = context.reports.clone();
@@ -140,26 +149,12 @@ impl TestRunner {
                 let _ = orders.send(Order::Run(jobs));
             }
             Executor::Worker { worker, defined } => {
-                let mut items = Vec::with_capacity(jobs.len());
-                for job in jobs {
-                    let record = &job.instance.record;
-                    let (Some(unit), Some(key)) = (&record.suite.unit, job.unit) else {
-                        refuse(&self.reports, self.index, job.key);
-                        continue;
-                    };
-                    if defined.insert(key) {
-                        worker.send(Request::Define { key, unit: Arc::clone(unit) });
-                    }
-                    let timeout = record.timeout.unwrap_or(self.timeout);
-                    items.push(RunItem {
-                        key: job.key,
-                        unit: key,
-                        name: record.name.clone(),
-                        attempt: job.instance.attempt,
-                        timeout_ms: u64::try_from(timeout.as_millis()).ok(),
-                    });
-                }
-                worker.send(Request::Run { tests: items });
+                let refuse = |key| refuse(&self.reports, self.index, key);
+                requests(jobs, defined, self.timeout, refuse).into_iter().for_each(|request| worker.send(request));
+            }
+            Executor::Remote { worker, defined } => {
+                let refuse = |key| refuse(&self.reports, self.index, key);
+                requests(jobs, defined, self.timeout, refuse).into_iter().for_each(|request| worker.send(request));
             }
             Executor::Pytest { worker, .. } => {
                 let mut tests = Vec::with_capacity(jobs.len());
@@ -186,6 +181,7 @@ impl TestRunner {
     pub(super) fn take_back(&self, tests: Vec<TestKey>) {
         match &self.executor {
             Executor::Worker { worker, .. } => worker.send(Request::TakeBack { tests }),
+            Executor::Remote { worker, .. } => worker.send(Request::TakeBack { tests }),
             Executor::Pytest { worker, .. } => worker.take_back(tests),
             // A batch is one command: all of it has started.
             Executor::Commands { .. } => {
@@ -198,6 +194,7 @@ impl TestRunner {
     pub(super) fn cancel(&self, tests: Vec<TestKey>) {
         match &self.executor {
             Executor::Worker { worker, .. } => worker.send(Request::Cancel { tests }),
+            Executor::Remote { worker, .. } => worker.send(Request::Cancel { tests }),
             Executor::Pytest { worker, .. } => worker.cancel(tests),
             Executor::Commands { orders, .. } => {
                 let _ = orders.send(Order::Cancel);
@@ -209,6 +206,8 @@ impl TestRunner {
     pub(super) fn kill(&self) {
         match &self.executor {
             Executor::Worker { worker, .. } => worker.kill(),
+            // What does not end by this ends with the sandbox.
+            Executor::Remote { worker, .. } => worker.send(Request::Cancel { tests: Vec::new() }),
             Executor::Pytest { worker, .. } => worker.kill(),
             Executor::Commands { orders, .. } => {
                 let _ = orders.send(Order::Cancel);
@@ -224,6 +223,7 @@ impl TestRunner {
                 worker.send(Request::Shutdown);
                 drop(worker);
             }
+            Executor::Remote { worker, .. } => worker.finish().await,
             Executor::Pytest { worker, .. } => worker.finish().await,
             Executor::Commands { orders, task } => {
                 drop(orders);
@@ -234,6 +234,37 @@ impl TestRunner {
         }
         sandbox.terminate().await
     }
+}
+
+/// What a worker is told of tests that it is to run.
+fn requests(
+    jobs: Vec<Job>,
+    defined: &mut HashSet<UnitKey>,
+    timeout: Duration,
+    refuse: impl Fn(TestKey),
+) -> Vec<Request> {
+    let mut requests = Vec::new();
+    let mut items = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let record = &job.instance.record;
+        let (Some(unit), Some(key)) = (&record.suite.unit, job.unit) else {
+            refuse(job.key);
+            continue;
+        };
+        if defined.insert(key) {
+            requests.push(Request::Define { key, unit: Arc::clone(unit) });
+        }
+        let timeout = record.timeout.unwrap_or(timeout);
+        items.push(RunItem {
+            key: job.key,
+            unit: key,
+            name: record.name.clone(),
+            attempt: job.instance.attempt,
+            timeout_ms: u64::try_from(timeout.as_millis()).ok(),
+        });
+    }
+    requests.push(Request::Run { tests: items });
+    requests
 }
 
 /// Answers for a test that no worker can make anything of.

@@ -27,7 +27,9 @@ use self::container::{Container, Spec};
 use self::image::{BaseImage, base_image};
 use self::layer::{Layer, Maker};
 use self::watch::Watch;
-use super::{Built, Command, OutputStream, ProviderError, ProviderResult, Sandbox, SandboxProvider, SandboxRequest};
+use super::{
+    Built, Channel, Command, OutputStream, ProviderError, ProviderResult, Sandbox, SandboxProvider, SandboxRequest,
+};
 use crate::cache::ImageKey;
 use crate::config::{Config, DockerProviderConfig, ProviderConfig};
 use crate::files::FileSet;
@@ -312,7 +314,9 @@ impl SandboxProvider for DockerProvider {
     async fn create_sandbox(&self, request: &SandboxRequest) -> ProviderResult<Box<dyn Sandbox>> {
         let layer = self.layer(&request.built).await?;
         let container = self.container(request, &layer).await?;
-        Ok(Box::new(DockerSandbox { id: format!("docker-{}", request.index), container, directory: layer.directory }))
+        let id = format!("docker-{}", request.index);
+        let moved = self.settings.repo_root.is_some();
+        Ok(Box::new(DockerSandbox { id, container, directory: layer.directory, moved }))
     }
 
     fn name(&self) -> &str {
@@ -329,6 +333,8 @@ pub struct DockerSandbox {
     id: String,
     container: Container,
     directory: PathBuf,
+    /// The repository is not where it is here.
+    moved: bool,
 }
 
 impl DockerSandbox {
@@ -368,6 +374,16 @@ impl Sandbox for DockerSandbox {
         command.program = "/bin/sh".to_owned();
         command.args = vec![name];
         self.container.exec(&command, None).await
+    }
+
+    async fn open_channel(&self, command: &Command) -> ProviderResult<Option<Channel>> {
+        if self.moved {
+            // Commands find the repository where it is; what a worker is told has the paths of this machine.
+            return Ok(None);
+        }
+        let mut command = command.clone();
+        command.working_dir = Some(self.directory.join(command.working_dir.unwrap_or_default()));
+        self.container.open(&command).await.map(Some)
     }
 
     async fn upload(&self, local: &Path, remote: &Path) -> ProviderResult<()> {

@@ -83,7 +83,7 @@ pub(super) async fn discover(
         packages,
         toolchain,
         cache,
-        facts: BuildFacts::default(),
+        facts: BuildFacts::new(options.elsewhere),
         libraries: HashMap::new(),
         seen: HashSet::new(),
         listings: JoinSet::new(),
@@ -379,10 +379,10 @@ impl Discovery<'_> {
         self.needed.extend(self.facts.script_output(&self.metadata));
         let temporary = self.metadata.target_directory.join("tmp").into_std_path_buf();
         Built {
-            root: None,
             files: std::mem::take(&mut self.needed).into_iter().collect(),
             // What `CARGO_TARGET_TMPDIR` names.
             directories: temporary.is_dir().then_some(temporary).into_iter().collect(),
+            ..Built::default()
         }
     }
 
@@ -585,8 +585,9 @@ impl Discovery<'_> {
                 unit.extra_args.push(format!("--test-threads={threads}"));
             }
             let mut tests = self.records(&package, None, unit, tests);
-            if let Some(reason) = &self.options.skip_doctests {
-                tests.iter_mut().for_each(|test| test.skipped = Some(reason.clone()));
+            if self.options.elsewhere {
+                let reason: Arc<str> = Arc::from("doctests need Rust; they run with provider `local` only");
+                tests.iter_mut().for_each(|test| test.skipped = Some(Arc::clone(&reason)));
             }
             if !tests.is_empty() {
                 self.sink.send(Discovered::Tests(tests));

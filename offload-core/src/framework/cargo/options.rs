@@ -97,8 +97,8 @@ pub struct CargoOptions {
     pub retries: u32,
     /// How many tests run at once on this machine. Informative: the gate serves any number.
     pub slots: usize,
-    /// Doctests are skipped, for this reason.
-    pub skip_doctests: Option<std::sync::Arc<str>>,
+    /// Tests run on other machines: without doctests, which need Rust, and with nothing of this process's environment.
+    pub elsewhere: bool,
     /// Where `cache/` is kept; `target/offload` when empty.
     pub output_dir: PathBuf,
 }

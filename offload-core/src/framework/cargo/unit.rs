@@ -25,9 +25,16 @@ pub(super) struct BuildFacts {
     scripts: HashMap<PackageId, Vec<BuildScript>>,
     /// Where libraries may be found at run time: every directory that any build script named.
     link_dirs: BTreeSet<PathBuf>,
+    /// Tests inherit nothing from this process.
+    elsewhere: bool,
 }
 
 impl BuildFacts {
+    /// Nothing yet; `elsewhere`: tests will not be this process's children.
+    pub(super) fn new(elsewhere: bool) -> Self {
+        Self { elsewhere, ..Self::default() }
+    }
+
     /// Takes note of what a build script said.
     pub(super) fn add_script(&mut self, script: BuildScript) {
         for dir in &script.linked_paths {
@@ -118,7 +125,9 @@ impl BuildFacts {
             env.entry(name.clone()).or_insert_with(|| value.clone());
         }
         // Every variable that a test gets anyway would be copied once more for each process.
-        env.retain(|name, value| env::var_os(name).is_none_or(|inherited| inherited != value.as_str()));
+        if !self.elsewhere {
+            env.retain(|name, value| env::var_os(name).is_none_or(|inherited| inherited != value.as_str()));
+        }
 
         let executable = executable.to_string_lossy().into_owned();
         let mut words = toolchain.runner(&dirs.dest).iter().cloned().chain([executable]);

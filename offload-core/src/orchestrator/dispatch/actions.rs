@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Assigned, Dispatcher, Fact, Place};
 use crate::event::{FinishedTest, RunEvent, StopReason};
 use crate::framework::{TestInstance, TestOutcome};
+use crate::orchestrator::remote::Session;
 use crate::orchestrator::runner::Job;
 use crate::orchestrator::scheduler::{Action, Assignment, SandboxIndex};
 use crate::provider::{Sandbox, SandboxRequest};
@@ -103,6 +104,7 @@ impl Dispatcher<'_> {
         let facts = self.facts.clone();
         let provider = Arc::clone(&self.orchestrator.provider);
         let copy_dirs = self.orchestrator.copy_dirs.clone();
+        let context = self.context.clone();
         let request = SandboxRequest {
             name: format!("{}-{}", self.run_id, index.0),
             index: index.0 as usize,
@@ -127,7 +129,8 @@ impl Dispatcher<'_> {
                         return Err(error);
                     }
                 }
-                Ok(sandbox)
+                let session = Session::open(index, sandbox.as_ref(), &context).await;
+                Ok((sandbox, session))
             }
             .await;
             let _ = facts.send(Fact::Created(index, result, begun.elapsed()));

@@ -34,7 +34,7 @@ impl Dispatcher<'_> {
             tokio::select! {
                 Some(fact) = self.fact_inbox.recv() => match fact {
                     // It came too late to be of use.
-                    Fact::Created(index, Ok(sandbox), _) => {
+                    Fact::Created(index, Ok((sandbox, _)), _) => {
                         self.creating -= 1;
                         self.terminating += 1;
                         let facts = self.facts.clone();

@@ -9,6 +9,7 @@ use super::{Dispatcher, Fact, Test};
 use crate::event::{Attempt, FinishedTest, NativeEvent, RunEvent, StopReason, TestInfo};
 use crate::framework::{Discovered, FrameworkResult, TestOutcome, TestRecord, TestResult};
 use crate::orchestrator::cancel::Urgency;
+use crate::orchestrator::remote::Session;
 use crate::orchestrator::runner::{Report, TestRunner};
 use crate::orchestrator::scheduler::{SandboxIndex, TestIndex, TestSpec, Verdict};
 use crate::provider::{ProviderError, ProviderResult, Sandbox};
@@ -128,13 +129,18 @@ impl Dispatcher<'_> {
         }
     }
 
-    fn on_created(&mut self, index: SandboxIndex, result: ProviderResult<Box<dyn Sandbox>>, took: Duration) {
+    fn on_created(
+        &mut self,
+        index: SandboxIndex,
+        result: ProviderResult<(Box<dyn Sandbox>, Option<Session>)>,
+        took: Duration,
+    ) {
         let now = self.now();
         let failure = match result {
-            Ok(sandbox) => {
+            Ok((sandbox, session)) => {
                 let sandbox: Arc<dyn Sandbox> = Arc::from(sandbox);
                 let round_trip = if sandbox.host_slot().is_some() { LOCAL_ROUND_TRIP } else { REMOTE_ROUND_TRIP };
-                match TestRunner::start(index, sandbox, &self.context) {
+                match TestRunner::start(index, sandbox, session, &self.context) {
                     Ok(runner) => {
                         let id = runner.id();
                         if let Some(place) = self.places.get_mut(&index) {

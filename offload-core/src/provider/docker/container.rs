@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::connect::{Daemon, has_status, told};
 use super::watch::next;
 use super::watch::{Fate, Fates};
-use crate::provider::{Command, OutputStream, ProviderError, ProviderResult};
+use crate::provider::{Channel, Command, OutputStream, ProviderError, ProviderResult};
 
 /// What the holder does: it says that it is there, and ends when its input does. A child reads, and is started anew when it
 /// is killed together with everything else ([`super::exec`]); the holder itself waits, so that it reaps every process
@@ -150,6 +150,15 @@ impl Container {
 
     /// Starts a command in the container.
     pub(super) async fn exec(&self, command: &Command, user: Option<&str>) -> ProviderResult<OutputStream> {
+        self.start_exec(command, user, false).await.map(|channel| channel.output)
+    }
+
+    /// Starts a command in the container that can be written to.
+    pub(super) async fn open(&self, command: &Command) -> ProviderResult<Channel> {
+        self.start_exec(command, None, true).await
+    }
+
+    async fn start_exec(&self, command: &Command, user: Option<&str>, listens: bool) -> ProviderResult<Channel> {
         let inner = &self.inner;
         // What was dropped before must have ended.
         let _ = inner.ending.subscribe().wait_for(|ending| *ending == 0).await;
@@ -160,6 +169,7 @@ impl Container {
             env: Some(command.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
             working_dir: command.working_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned()),
             user: user.map(str::to_owned),
+            attach_stdin: Some(listens),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             ..CreateExecOptions::default()
@@ -169,14 +179,14 @@ impl Container {
             let exec = docker.create_exec(&inner.id, options).await?.id;
             let start = StartExecOptions { output_capacity: Some(64 << 10), ..StartExecOptions::default() };
             match docker.start_exec(&exec, Some(start)).await? {
-                StartExecResults::Attached { output, .. } => Ok((exec, output)),
+                StartExecResults::Attached { output, input } => Ok((exec, output, input)),
                 StartExecResults::Detached => Err(Error::RequestTimeoutError),
             }
         };
         match started.await {
-            Ok((exec, output)) => {
+            Ok((exec, output, input)) => {
                 let deadline = command.timeout.map(|limit| Instant::now() + limit);
-                Ok(super::exec::follow(inner, exec, output, deadline))
+                Ok(Channel { input, output: super::exec::follow(inner, exec, output, deadline) })
             }
             Err(error) => Err(ProviderError::Exec(match inner.loss().await {
                 Some(loss) => loss,

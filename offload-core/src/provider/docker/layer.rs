@@ -24,7 +24,7 @@ use super::watch::Fates;
 use crate::cache::ImageKey;
 use crate::connector::{OUTPUT_LIMIT, collect, describe_exit, shorten, tail};
 use crate::files::{FileSet, Manifest, Owner, Project};
-use crate::provider::{Built, Command, ProviderError, ProviderResult};
+use crate::provider::{Built, Command, CopyDir, ProviderError, ProviderResult};
 
 /// The most layers on top of the first image.
 const MOST_LAYERS: usize = 10;
@@ -412,6 +412,9 @@ fn gather(settings: &Settings, built: &Built) -> Result<Cargo, String> {
         |path: &Path| path.strip_prefix(root).map_or_else(|_| path.to_owned(), |below| remote(root).join(below));
     for file in &built.files {
         files.add_path(file, &there(file)).map_err(failed)?;
+    }
+    for CopyDir { local, remote } in &built.copies {
+        files.add_path(local, remote).map_err(failed)?;
     }
     for directory in &built.directories {
         files.add_entry(directory, there(directory)).map_err(failed)?;
