@@ -6,10 +6,10 @@
 //!
 //! The bound that a schedule is measured against is max(total work / sandboxes, longest test): no schedule can be
 //! shorter. The column `greedy` is what a scheduler without any cost of communication gets that hands out the next test
-//! in order of discovery: without knowledge of durations there is nothing better, whatever happens to start late stays
-//! late. So the limit for unknown durations can only be kept where `greedy` keeps it: with log-normal durations it does
-//! at sigma 0.6, which is what is run here; at sigma 0.8 some seeds miss it, at sigma 1 most do. Exit code 1 if a limit is
-//! missed.
+//! in order of discovery. Without knowledge of durations there is nothing better, and both depend on luck: a test of
+//! many times the mean that happens to be among the last to start makes the run as much longer. How often that happens
+//! is a matter of the durations alone. So unknown log-normal durations with sigma 0.8 have no limit; a second table
+//! compares means over many seeds instead, on a fifth of the tests and sandboxes. Exit code 1 if a limit is missed.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a simulation that cannot go on has shown a bug")]
 
@@ -28,19 +28,27 @@ const UNKNOWN: f64 = 1.25;
 const MICROSECONDS: f64 = 10.0;
 const BYTES: f64 = 1000.0;
 
+/// Runs of the second table, and how far above the mean of the greedy scheduler ours may be.
+const SEEDS: u64 = 40;
+const GREEDY: f64 = 1.02;
+
 /// How long tests last.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Durations {
     /// Uniform, 10 to 100 ms.
     Light,
-    /// Log-normal, median 50 ms, sigma 0.6: the slowest percent take four times the median.
-    Skewed,
+    /// Log-normal, median 50 ms. With sigma 0.6 the slowest percent take four times the median, with 0.8 six times.
+    Skewed { sigma: f64 },
     /// Pareto, at least 20 ms, alpha 1.5: the variance is infinite.
     HeavyTailed,
 }
 
-const ALL: [(&str, Durations); 3] =
-    [("light", Durations::Light), ("skewed", Durations::Skewed), ("heavy-tailed", Durations::HeavyTailed)];
+const ALL: [(&str, Durations); 4] = [
+    ("light", Durations::Light),
+    ("skewed, 0.6", Durations::Skewed { sigma: 0.6 }),
+    ("skewed, 0.8", Durations::Skewed { sigma: 0.8 }),
+    ("heavy-tailed", Durations::HeavyTailed),
+];
 
 /// SplitMix64: small, and the same everywhere.
 struct Random(u64);
@@ -62,9 +70,9 @@ impl Random {
     fn duration(&mut self, durations: Durations) -> Duration {
         let seconds = match durations {
             Durations::Light => 0.010 + 0.090 * self.unit(),
-            Durations::Skewed => {
+            Durations::Skewed { sigma } => {
                 let normal = (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos();
-                0.050 * (0.6 * normal).exp()
+                0.050 * (sigma * normal).exp()
             }
             Durations::HeavyTailed => 0.020 * self.unit().powf(-1.0 / 1.5),
         };
@@ -81,6 +89,17 @@ struct Row {
     tests: u32,
     sandboxes: usize,
     round_trip: Duration,
+}
+
+impl Row {
+    /// The longest makespan over the bound.
+    fn limit(&self) -> Option<f64> {
+        match self.durations {
+            _ if self.known => Some(KNOWN),
+            Durations::Skewed { sigma } if sigma > 0.6 => None,
+            _ => Some(UNKNOWN),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,8 +207,8 @@ struct Figures {
     bytes: f64,
 }
 
-fn simulate(row: &Row) -> Figures {
-    let mut random = Random(42);
+fn simulate(row: &Row, seed: u64) -> Figures {
+    let mut random = Random(seed);
     let durations: Vec<Duration> = (0..row.tests).map(|_| random.duration(row.durations)).collect();
     let greedy = greedy(&durations, row.sandboxes).as_secs_f64();
     let (cpu_before, memory_before) = (cpu(), memory());
@@ -254,6 +273,29 @@ fn greedy(durations: &[Duration], sandboxes: usize) -> Duration {
     free.into_iter().map(|Reverse(at)| at).max().unwrap_or_default()
 }
 
+/// Prints means over many seeds for durations that are skewed and unknown; whether ours is as good as greedy's.
+fn compare_with_greedy(rows: &[Row]) -> bool {
+    println!("\n{:<13} {:>9} {:>10} {:>10} {:>7}", "mean", "tests", "sandboxes", "span/bound", "greedy");
+    let mut all_good = true;
+    // The round trip of the first rows will do.
+    let unknown = rows[..ALL.len() * 2].iter().filter(|row| !row.known);
+    for row in unknown.filter(|row| matches!(row.durations, Durations::Skewed { .. })) {
+        let row = Row { tests: row.tests / 5, sandboxes: (row.sandboxes / 5).max(1), ..row.clone() };
+        let runs: Vec<Figures> = (1..=SEEDS).map(|seed| simulate(&row, seed)).collect();
+        let mean = |of: fn(&Figures) -> f64| runs.iter().map(of).sum::<f64>() / SEEDS as f64;
+        let (ours, greedy) = (mean(|run| run.ratio), mean(|run| run.greedy));
+        let good = ours <= greedy * GREEDY;
+        let (tests, sandboxes) = (row.tests, row.sandboxes);
+        println!(
+            "{:<13} {tests:>9} {sandboxes:>10} {ours:>10.4} {greedy:>7.3}  {}",
+            row.name,
+            if good { "ok" } else { "MISSED" }
+        );
+        all_good &= good;
+    }
+    all_good
+}
+
 /// CPU time of this process's only thread.
 fn cpu() -> Duration {
     let nanoseconds = std::fs::read_to_string("/proc/self/schedstat")
@@ -289,18 +331,20 @@ fn main() -> ExitCode {
     let rows = rows(number(0, 1_000_000), number(1, 10_000) as usize);
     // One row, in a process of its own.
     if let Some(row) = arguments.get(2).and_then(|index| rows.get(index.parse::<usize>().ok()?)) {
-        let figures = simulate(row);
-        let limit = if row.known { KNOWN } else { UNKNOWN };
-        let good = figures.ratio <= limit && figures.microseconds < MICROSECONDS && figures.bytes < BYTES;
+        let figures = simulate(row, 42);
+        let limit = row.limit();
+        let good = limit.is_none_or(|limit| figures.ratio <= limit)
+            && figures.microseconds < MICROSECONDS
+            && figures.bytes < BYTES;
         println!(
-            "{:<13} {:<8} {:>8.1} ms {:>9} {:>10} {:>10.4} {:>7.2} {:>7.3} {:>10.2} {:>10.0}  {}",
+            "{:<13} {:<8} {:>8.1} ms {:>9} {:>10} {:>10.4} {:>7} {:>7.3} {:>10.2} {:>10.0}  {}",
             row.name,
             if row.known { "known" } else { "unknown" },
             row.round_trip.as_secs_f64() * 1e3,
             row.tests,
             figures.created,
             figures.ratio,
-            limit,
+            limit.map_or_else(|| "-".to_owned(), |limit| format!("{limit:.2}")),
             figures.greedy,
             figures.microseconds,
             figures.bytes,
@@ -319,5 +363,6 @@ fn main() -> ExitCode {
         let status = Command::new(&program).args(arguments).status().expect("this program can be started");
         all_good &= status.success();
     }
+    all_good &= compare_with_greedy(&rows);
     if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
