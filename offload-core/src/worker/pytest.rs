@@ -12,6 +12,7 @@
 //! where is the scheduler's. What the processes send is untrusted, although it is code of the user's own: a test may
 //! write to any descriptor.
 
+mod directory;
 mod host;
 mod link;
 mod message;

@@ -5,11 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::fs::Permissions;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
@@ -18,12 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::directory::RunDirectory;
 use super::link::{Link, LinkError};
 use super::message::{Exit, Hello, Incoming, Outgoing, VERSION};
 use super::output;
@@ -37,8 +34,6 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(30);
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long workers that ran no test may take to tear down what collecting set up.
 const DISMISSAL_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest path that a Unix socket can have on all systems, in bytes.
-const LONGEST_SOCKET_PATH: usize = 100;
 /// How many lines of a process's own output an error shows.
 const TAIL_LINES: usize = 60;
 
@@ -201,7 +196,8 @@ impl PytestHost {
 
     /// Starts the template. What it says comes out of the receiver; what is left to say after discovery goes to `sink`.
     pub(crate) fn start(&self, sink: DiscoverySink) -> io::Result<mpsc::UnboundedReceiver<FromTemplate>> {
-        let dir = private_directory()?;
+        let dir = RunDirectory::new()?;
+        dir.remove_others();
         let socket = dir.path().join("s");
         let listener = UnixListener::bind(&socket)?;
         let nonce = nonce();
@@ -346,7 +342,7 @@ impl Drop for PytestHost {
 /// Owns the template and the socket.
 struct Actor {
     /// Removed last.
-    _dir: TempDir,
+    _dir: RunDirectory,
     output: PathBuf,
     listener: UnixListener,
     nonce: String,
@@ -553,17 +549,6 @@ pub(super) fn kill_group(pid: Pid) {
     let _ = kill_process(pid, Signal::KILL);
 }
 
-/// A directory for the socket that nobody else can enter, with a name short enough for one.
-fn private_directory() -> io::Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("offload-").permissions(Permissions::from_mode(0o700));
-    let dir = builder.tempdir()?;
-    if dir.path().as_os_str().as_bytes().len() + "/s".len() <= LONGEST_SOCKET_PATH {
-        return Ok(dir);
-    }
-    builder.tempdir_in("/tmp")
-}
-
 /// A word that nobody else knows. The directory keeps others out; this keeps out processes that were started by tests.
 fn nonce() -> String {
     let random = || std::hash::RandomState::new().build_hasher().finish();
@@ -598,11 +583,5 @@ mod tests {
         assert_eq!(&*scope("a/test_b.py::TestC::test_d[x::y]"), "a/test_b.py::TestC");
         assert_eq!(&*scope("a/test_b.py::test_c[x::y[z]]"), "a/test_b.py");
         assert_eq!(&*scope("elsewhere"), "a/test_b.py");
-    }
-
-    #[test]
-    fn nobody_else_can_enter_the_directory_of_the_socket() {
-        let dir = private_directory().unwrap();
-        assert_eq!(dir.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
     }
 }
