@@ -7,8 +7,10 @@ time-outs are the orchestrator's business.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 from _pytest.main import Failed, Interrupted
 
-from . import reports
+from . import junit, reports
 from .nodes import Nodes
 from .options import durations_in_cache
 from .reports import Attempt
@@ -42,7 +44,8 @@ class Deselected:
 class InOrder:
     """Commits tests in collection order, so that what stops a run stops it where plain pytest would stop.
 
-    Results of later tests wait until all earlier ones are in; those after the failure that ends the run are dropped.
+    Results of later tests wait until all earlier ones are in; those after the failure that ends the run are dropped. A
+    test's own are in once its worker has begun another or ended: what it tears down in between can fail, too.
     """
 
     def __init__(self, max_fail: int, drop_after: Callable[[int], None]) -> None:
@@ -52,15 +55,28 @@ class InOrder:
         self._complete: set[int] = set()
         self._failed: list[int] = []
         self._next = 0
+        # The last test of each worker.
+        self._last: dict[str, int] = {}
 
-    def add(self, key: int, commit: Callable[[], None], final: bool, failed: bool) -> None:
+    def add(self, key: int, worker: str, commit: Callable[[], None], final: bool, failed: bool) -> None:
         self._waiting.setdefault(key, []).append(commit)
         if failed and final and self._max_fail:
             self._failed = sorted([*self._failed, key])[: self._max_fail]
             if len(self._failed) == self._max_fail:
                 self._drop_after(self._failed[-1])
         if final:
-            self._complete.add(key)
+            self.worker_goes_on(worker)
+            self._last[worker] = key
+            if failed:
+                # It ends the run, perhaps, and that at once.
+                self.worker_goes_on(worker)
+
+    def worker_goes_on(self, worker: str) -> None:
+        """The worker has begun another test, or ended: of the one before nothing can come any more."""
+        key = self._last.pop(worker, None)
+        if key is None:
+            return
+        self._complete.add(key)
         while self._next in self._complete:
             self._complete.remove(self._next)
             commits = self._waiting.pop(self._next)
@@ -68,8 +84,16 @@ class InOrder:
             for action in commits:
                 action()
 
+    def late(self, key: int, commit: Callable[[], None]) -> None:
+        """What is said of a test after its results comes after them."""
+        if key < self._next:
+            commit()
+        else:
+            self._waiting.setdefault(key, []).append(commit)
+
     def rest(self) -> None:
         """Commits what is left although tests before it are missing."""
+        self._last.clear()
         for key in sorted(self._waiting):
             for action in self._waiting.pop(key):
                 action()
@@ -100,10 +124,12 @@ class Controller:
         self._seen: list[str] = []
         self._parsed: dict[str, Any] = {}
         self._stops: dict[int, dict[str, Any]] = {}
-        self._logged: set[int] = set()
+        # Which worker ran the tests that have been reported.
+        self._logged: dict[int, str] = {}
         self._logstart: Callable[..., Any] | None = None
         # What has come and has not been handled yet.
         self._batch: Iterator[Event] = iter(())
+        self._leftover: list[Event] = []
 
     # -- hooks
 
@@ -156,6 +182,12 @@ class Controller:
             self.core.run(self._on_events)
             if self.in_order is not None:
                 self.in_order.rest()
+        except Interrupted:
+            # By pytest itself, which runs nothing after that.
+            raise
+        except (KeyboardInterrupt, pytest.exit.Exception):
+            self._report_what_has_come()
+            raise
         finally:
             self._take_leave_of_workers()
             self._update_cache()
@@ -250,8 +282,19 @@ class Controller:
         if failed and not self.config.option.continue_on_collection_errors:
             raise Interrupted(f"{failed} error{'s' if failed != 1 else ''} during collection")
 
-    def _on_started(self, _key: int, nodeid: str, *_: object) -> None:
+    def _on_started(
+        self,
+        _key: int,
+        nodeid: str,
+        _line: object = None,
+        _path: str = "",
+        _domain: str = "",
+        worker: str = "",
+        *_: object,
+    ) -> None:
         self._seen.append(nodeid)
+        if self.in_order is not None:
+            self.in_order.worker_goes_on(worker)
 
     def _on_finished(
         self,
@@ -312,11 +355,18 @@ class Controller:
         self._commit(attempt, commit, failed=True)
 
     def _on_late_report(self, key: int, nodeid: str, data: str, *_: object) -> None:
-        node = next(iter(self.nodes.values()), None) or self.nodes["gw0"]
-        attempt = Attempt(key, nodeid, nodeid.partition("::")[0], None, nodeid, node.id, 1, False)
-        for report in reports.received(self.config, data, attempt, node):
-            self.config.hook.pytest_runtest_logreport(report=report)
-        self._stop_if_asked()
+        def commit() -> None:
+            worker = self._logged.get(key, "")
+            attempt = Attempt(key, nodeid, nodeid.partition("::")[0], None, nodeid, worker, 1, False)
+            for report in reports.received(self.config, data, attempt, self.nodes[worker]):
+                with junit.reopened(self.config, report):
+                    self.config.hook.pytest_runtest_logreport(report=report)
+            self._stop_if_asked()
+
+        if self.in_order is None:
+            commit()
+        else:
+            self.in_order.late(key, commit)
 
     def _on_warning(self, data: dict[str, Any], *_: object) -> None:
         self.config.hook.pytest_warning_recorded.call_historic(kwargs=reports.warning(data))
@@ -340,6 +390,10 @@ class Controller:
                 self._on_property(*value)
         elif kind == "node":
             self.nodes.configure(self.core, value)
+        elif kind == "output":
+            # Of a test that has switched capture off: it is for the terminal.
+            sys.stdout.write(value)
+            sys.stdout.flush()
         elif kind == "coverage_file":
             self.coverage_files.append(Path(value))
         elif kind == "nodeids":
@@ -368,14 +422,29 @@ class Controller:
         raise pytest.exit.Exception(text or "the template process ended", code)
 
     def _on_worker_down(self, worker: str, output: str | None, error: str | None = None, *_: object) -> None:
+        if self.in_order is not None:
+            self.in_order.worker_goes_on(worker)
         self.nodes.down(worker, output, error)
+
+    def _report_what_has_come(self) -> None:
+        """The results that were there, or on their way, when the run was ended."""
+        self._take_leftovers()
+        with contextlib.suppress(Failed, Interrupted):
+            for kind, *fields in self._leftover:
+                if kind in ("finished", "crashed", "late_report", "warning"):
+                    getattr(self, f"_on_{kind}")(*fields)
+            if self.in_order is not None:
+                self.in_order.rest()
+
+    def _take_leftovers(self) -> None:
+        self._leftover += [*self._batch, *self.core.leftover()]
 
     def _take_leave_of_workers(self) -> None:
         """Hears of workers that ended when nobody listened any more: plugins have files of theirs to gather."""
-        leftover = getattr(self.core, "leftover", list)
-        for kind, *fields in [*self._batch, *leftover()]:
+        self._take_leftovers()
+        for kind, *fields in self._leftover:
             if kind == "worker_down":
-                self._on_worker_down(*fields)
+                self.nodes.down(*fields)
             elif kind == "data" and fields[1] == "coverage_file":
                 self._on_data(*fields)
 
@@ -400,7 +469,7 @@ class Controller:
         if self.in_order is None or attempt.key < 0:
             commit()
         else:
-            self.in_order.add(attempt.key, commit, final=not attempt.will_retry, failed=failed)
+            self.in_order.add(attempt.key, attempt.worker, commit, final=not attempt.will_retry, failed=failed)
 
     def _log(self, attempt: Attempt, attempt_reports: list[pytest.TestReport]) -> None:
         hook = self.config.hook
@@ -411,7 +480,7 @@ class Controller:
         for report in attempt_reports:
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=attempt.nodeid, location=attempt.location)
-        self._logged.add(attempt.key)
+        self._logged[attempt.key] = attempt.worker
         self._stop_after(attempt.key)
 
     def _stop_after(self, key: int) -> None:

@@ -20,6 +20,7 @@ import json
 import mmap
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -1119,6 +1120,9 @@ class Template:
         for pid in self.workers:
             with contextlib.suppress(OSError):
                 os.waitpid(pid, 0)
+        if code != 0:
+            # Whoever made the directory is not there to remove it.
+            shutil.rmtree(os.path.dirname(self.channel.path), ignore_errors=True)
         os._exit(code)
 
 
@@ -1183,6 +1187,8 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     if capture is not None:
         capture.start_global_capturing()
         capture.suspend_global_capture(in_=False)
+        if "stderr" in hello:
+            pass_uncaptured_on(plugin, capture, hello["stderr"])
     factory = getattr(config, "_tmp_path_factory", None)
     if factory is not None and plugin.init.get("basetemp"):
         os.makedirs(plugin.init["basetemp"], mode=0o700, exist_ok=True)
@@ -1257,6 +1263,26 @@ def redirect_output(directory: str, name: str) -> str:
     os.dup2(fd, 2)
     os.close(fd)
     return path
+
+
+def pass_uncaptured_on(plugin: WorkerPlugin, capture: Any, path: str) -> None:
+    """What a test says while it has switched capture off (`capsys.disabled()`) is meant for the terminal."""
+    fd = os.open(path, os.O_RDONLY)
+    switched_off = type(capture).global_and_fixture_disabled
+
+    @contextlib.contextmanager
+    def global_and_fixture_disabled() -> Iterator[None]:
+        before = os.fstat(fd).st_size
+        try:
+            with switched_off(capture):
+                yield
+        finally:
+            said = os.fstat(fd).st_size - before
+            if said > 0 and _getpid() == plugin.pid:
+                text = os.pread(fd, min(said, TEXT_LIMIT), before).decode("utf-8", "replace")
+                plugin.channel.post("data", kind="output", payload=text)
+
+    capture.global_and_fixture_disabled = global_and_fixture_disabled
 
 
 def _serve_stacks(path: str) -> None:

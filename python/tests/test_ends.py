@@ -1,0 +1,198 @@
+"""How runs end before their time, and what comes late: nothing delivered is lost, nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Runner, plugins
+from test_faults import processes
+
+MANY = "\n".join(f"def test_{i}(): pass" for i in range(10))
+# Says that it runs, and goes on whatever it is told.
+STUBBORN = """
+import signal, time
+def test_stubborn():
+    signal.signal(signal.SIGINT, lambda *_: open("told", "w").close())
+    open("running", "w").close()
+    end = time.monotonic() + 120
+    while time.monotonic() < end: time.sleep(0.05)
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def begun(run: Runner) -> Iterator[subprocess.Popen[str]]:
+    """A run whose tests are those of the directory, once one of them says that it runs."""
+    run.write(test_a=STUBBORN, test_b=MANY + "\ndef test_last(): open('last', 'w').close()")
+    command = [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=2"]
+    process = subprocess.Popen(
+        command, cwd=run.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for(lambda: (run.path / "running").exists() and (run.path / "last").exists())
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def left(run: Runner, temporary: Path) -> list[str]:
+    """What a run has left behind: processes and directories."""
+    return [*filter(None, processes(run)), *(path.name for path in temporary.glob("offload*"))]
+
+
+def test_ctrl_c_twice(run: Runner, begun: subprocess.Popen[str], temporary: Path) -> None:
+    begun.send_signal(signal.SIGINT)
+    wait_for((run.path / "told").exists)
+    begun.send_signal(signal.SIGINT)
+    text, _ = begun.communicate(timeout=60)
+    assert begun.returncode == 2
+    assert "KeyboardInterrupt" in text
+    passed = re.search(r"(\d+) passed", text)
+    assert passed
+    assert int(passed.group(1)) >= 10
+    assert not left(run, temporary)
+
+
+def test_the_controller_is_killed(run: Runner, begun: subprocess.Popen[str], temporary: Path) -> None:
+    begun.kill()
+    begun.communicate()
+    wait_for(lambda: not left(run, temporary))
+
+
+def test_what_was_killed_with_everything_is_removed_by_the_next_run(
+    run: Runner, begun: subprocess.Popen[str], temporary: Path
+) -> None:
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"OFFLOAD_TEST_RECORD={run.path}/".encode() in (directory / "environ").read_bytes()
+        except OSError:
+            continue
+        if ours and b"worker.py" in (directory / "cmdline").read_bytes():
+            # Stopped, so that none sees the others go.
+            subprocess.run(["kill", "-STOP", directory.name], check=False)
+    begun.kill()
+    begun.communicate()
+    wait_for(lambda: [subprocess.run(["kill", "-KILL", pid], check=False) for pid in stopped(run)] == [])
+    assert list(temporary.glob("offload*")), "nothing was left to be removed"
+    run.write(test_a=MANY, test_b=MANY)
+    assert run.offload().counts == {"passed": 20}
+    wait_for(lambda: not left(run, temporary))
+
+
+def stopped(run: Runner) -> list[str]:
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"OFFLOAD_TEST_RECORD={run.path}/".encode() in (directory / "environ").read_bytes():
+                found.append(directory.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("args", [(), ("--maxfail=9",)], ids=str)
+def test_exit_keeps_what_was_delivered(run: Runner, args: tuple[str, ...]) -> None:
+    run.workers = 1
+    run.write(test_a=MANY + "\ndef test_exit(): pytest.exit('enough', 5)\ndef test_never(): assert 0")
+    outcome = run.same(*args)
+    assert outcome.exit_code == 5
+    assert outcome.counts == {"passed": 10}
+
+
+def test_exit_with_results_of_several_workers(run: Runner) -> None:
+    run.write(
+        test_a="""
+import os, time
+@pytest.mark.parametrize("i", range(3))
+def test_first(i): open(f"done{i}", "w").close()
+def test_waits_for_the_other():
+    while not os.path.exists("other"): time.sleep(0.01)
+    pytest.exit("enough", 5)
+""",
+        test_b="""
+import os, time
+def test_1(): pass
+def test_2(): open("other", "w").close()
+""",
+    )
+    outcome = run.offload("--maxfail=9")
+    assert outcome.exit_code == 5
+    assert {nodeid for nodeid, _ in outcome.outcomes} >= {f"test_a.py::test_first[{i}]" for i in range(3)} | {
+        "test_b.py::test_1"
+    }
+
+
+def test_output_of_switched_off_capture_reaches_the_terminal(run: Runner) -> None:
+    run.write(
+        test_a="""
+import os, sys
+def test_capsys(capsys):
+    print("captured by capsys")
+    with capsys.disabled():
+        print("straight" + " out")
+        print("straight" + " err", file=sys.stderr)
+    print("captured after")
+def test_capfd(capfd):
+    with capfd.disabled(): os.write(1, b"raw" + b" bytes\\n")
+    assert capfd.readouterr().out == ""
+@pytest.fixture
+def loud(capsys):
+    with capsys.disabled(): print("from the" + " fixture")
+@pytest.mark.parametrize("i", range(4))
+def test_loud(i, loud, capsys):
+    with capsys.disabled(): print(f"test {i}")
+"""
+    )
+    for start in ("fork", "spawn"):
+        text = run.same(f"--offload-start-method={start}").text
+        for said in ("straight out", "straight err", "raw bytes", *(f"test {i}" for i in range(4))):
+            assert text.count(said) == 1, text
+        assert text.count("from the fixture") == 4
+        assert "captured" not in text
+
+
+LATE = """
+@pytest.fixture(scope="module")
+def wide():
+    yield
+    raise ValueError("late")
+def test_1(wide): pass
+def test_2(wide): pass
+"""
+
+
+@pytest.mark.parametrize("args", [(), ("-x",), ("--maxfail=3",), ("-o", "junit_family=xunit1")], ids=str)
+def test_what_fails_late_counts(run: Runner, args: tuple[str, ...]) -> None:
+    run.workers = 1
+    run.write(test_a=LATE, test_b=MANY)
+
+    def elements() -> list[str]:
+        text = re.sub(r' (time|timestamp|hostname)="[^"]*"', "", (run.path / "out.xml").read_text())
+        return sorted(re.split(r"(?=<testcase )|</testsuite>", text))
+
+    seen = []
+    for command in (run.plain, run.offload):
+        outcome = command("--junitxml=out.xml", *args)
+        seen.append((outcome.comparable(), elements()))
+    assert seen[0] == seen[1]
+    assert seen[1][0][0] == 1
