@@ -242,3 +242,76 @@ fn main() {
     std::fs::write(std::path::Path::new(&std::env::var("OUT_DIR").unwrap()).join("generated"), "generated").unwrap();
 }
 "#;
+
+/// A daemon of a test's own, in a network of its own: another's would be disturbed.
+struct Daemon {
+    dir: tempfile::TempDir,
+    process: Option<std::process::Child>,
+}
+
+impl Daemon {
+    fn host(&self) -> String {
+        format!("unix://{}", self.dir.path().join("docker.sock").display())
+    }
+
+    fn docker(&self, line: &str) -> std::process::Output {
+        let mut shell = std::process::Command::new("sh");
+        shell.arg("-c").arg(line).env("OWN_DOCKER_HOST", self.host()).output().unwrap()
+    }
+
+    fn start(&mut self) {
+        let path = |name: &str| self.dir.path().join(name);
+        let mut dockerd = std::process::Command::new("unshare");
+        dockerd.args(["--net", "dockerd", "--host", &self.host()]);
+        for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
+            dockerd.arg(option).arg(path(name));
+        }
+        let log = std::fs::File::create(path("log")).unwrap();
+        dockerd.stdout(Stdio::null()).stderr(log);
+        let mut process = dockerd.spawn().unwrap();
+        wait_until("the daemon answers", || {
+            let log = || std::fs::read_to_string(path("log")).unwrap();
+            assert!(process.try_wait().unwrap().is_none(), "dockerd ended: {}", log());
+            self.docker("docker --host $OWN_DOCKER_HOST version").status.success()
+        });
+        self.process = Some(process);
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = kill_process(Pid::from_child(&process), Signal::TERM);
+            process.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[test]
+fn a_daemon_that_is_restarted_costs_no_test() {
+    let seen = tempfile::tempdir().unwrap();
+    let test = "if mkdir /seen/first 2>/dev/null; then touch /seen/begun; sleep 1000; fi\n";
+    let mounts = format!("mounts = [\"{}:/seen\"]\n{SHELL_TESTS}", seen.path().display());
+    let Some(project) = Project::new(&mounts, &[("t/a.sh", test), ("t/b.sh", "exit 0\n")]) else { return };
+    let mut daemon = Daemon { dir: tempfile::tempdir().unwrap(), process: None };
+    daemon.start();
+    let loaded = daemon.docker(&format!("docker save {} | docker --host $OWN_DOCKER_HOST load", image().unwrap()));
+    assert!(loaded.status.success(), "{loaded:?}");
+
+    let reports = tempfile::tempdir().unwrap();
+    let mut command = offload(project.dir());
+    command.args(["run", "-j", "1"]).env("DOCKER_HOST", daemon.host());
+    command.env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = command.spawn().unwrap();
+    wait_until("the test runs", || seen.path().join("begun").exists());
+    daemon.stop();
+    daemon.start();
+    let run = Run::from_output(run.wait_with_output().unwrap(), reports).exits(0).says("2 passed");
+    run.says("1 test starts again elsewhere").never_says("may be left behind");
+    let left = daemon.docker("docker --host $OWN_DOCKER_HOST ps --all --quiet");
+    assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
+}

@@ -217,37 +217,48 @@ impl DockerProvider {
             },
         };
         let daemon = &connection.daemon;
-        match Container::create(daemon, connection.watch.fates(), spec).await {
+        let create = async || Container::create(daemon, connection.watch.fates(), spec.clone()).await;
+        let mut created = create().await;
+        // A daemon that is being restarted has lost its containers and not its images.
+        if matches!(&created, Err(error) if !has_answered(error))
+            && !daemon.answers().await
+            && daemon.comes_back().await
+        {
+            created = create().await;
+        }
+        let error = match created {
             Ok(container) => match container.start().await {
-                Ok(()) => Ok(container),
+                Ok(()) => return Ok(container),
                 Err(error) => {
                     if let Err(left) = container.remove().await {
                         tracing::warn!(left, "a container that did not start may be left behind; see `offload clean`");
                     }
-                    Err(error)
+                    return Err(error);
                 }
             },
-            Err(error) if has_status(&error, 404) && told(&error).contains("No such image") => {
-                // Somebody has removed it; the next attempt makes it anew.
-                *self.layer.lock().await = None;
-                Err(ProviderError::Create("the image of this run was removed while it was in use".to_owned()))
-            }
-            Err(error) if matches!(error, bollard::errors::Error::DockerResponseServerError { .. }) => {
-                Err(ProviderError::Create(format!(
-                    "the Docker daemon cannot create a container from {}: {}",
-                    base.name,
-                    told(&error)
-                )))
-            }
-            Err(error) if daemon.answers().await => {
-                Err(ProviderError::Create(format!("cannot create a container: {}", told(&error))))
-            }
-            Err(_) => Err(ProviderError::Create(format!(
-                "cannot create a container: the Docker daemon at {} has gone away",
-                daemon.address
-            ))),
+            Err(error) => error,
+        };
+        if has_status(&error, 404) && told(&error).contains("No such image") {
+            // Somebody has removed it; the next attempt makes it anew.
+            *self.layer.lock().await = None;
+            return Err(ProviderError::Create("the image of this run was removed while it was in use".to_owned()));
         }
+        Err(if has_answered(&error) || daemon.answers().await {
+            let (image, told) = (&base.name, told(&error));
+            ProviderError::Create(format!("the Docker daemon cannot create a container from {image}: {told}"))
+        } else {
+            ProviderError::Unusable(format!(
+                "the Docker daemon at {} has gone away and did not come back; see what became of it (`systemctl status \
+                 docker`)",
+                daemon.address
+            ))
+        })
     }
+}
+
+/// Whether an error is the daemon's answer, and not the lack of one.
+fn has_answered(error: &bollard::errors::Error) -> bool {
+    matches!(error, bollard::errors::Error::DockerResponseServerError { .. })
 }
 
 impl Settings {

@@ -4,10 +4,12 @@ use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::super::{ProviderError, ProviderResult};
 
@@ -15,7 +17,13 @@ use super::super::{ProviderError, ProviderResult};
 const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
 
 /// The longest that a single request may take: building an image, or taking in a large project.
-const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3600);
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How long a daemon may take to be started again.
+const RESTART: Duration = Duration::from_secs(30);
+
+/// How often it is asked meanwhile.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// A daemon that answers.
 #[derive(Debug, Clone)]
@@ -48,8 +56,20 @@ impl Daemon {
 
     /// Whether the daemon still answers.
     pub(super) async fn answers(&self) -> bool {
-        let docker = self.docker.clone().with_timeout(std::time::Duration::from_secs(5));
+        let docker = self.docker.clone().with_timeout(Duration::from_secs(5));
         docker.ping().await.is_ok()
+    }
+
+    /// Waits until a daemon that has gone away answers again, as it does after a restart; returns whether it does.
+    pub(super) async fn comes_back(&self) -> bool {
+        let until = Instant::now() + RESTART;
+        while !self.answers().await {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        true
     }
 }
 

@@ -87,6 +87,8 @@ impl Container {
             open_stdin: Some(true),
             stdin_once: Some(true),
             attach_stdin: Some(true),
+            // The first process of a container does not hear any other.
+            stop_signal: Some("SIGKILL".to_owned()),
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
             host_config: Some(HostConfig {
                 log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
@@ -212,6 +214,8 @@ impl Container {
             Ok(()) => Ok(()),
             // Gone, or going: it removes itself when it has ended.
             Err(error) if has_status(&error, 404) || has_status(&error, 409) => Ok(()),
+            // So does it when the daemon has gone, which ends our hold on it.
+            Err(_) if !self.inner.daemon.answers().await => Ok(()),
             Err(error) => Err(told(&error)),
         }
     }
