@@ -226,13 +226,26 @@ fn read_part(
         found.push((test, result));
     } else if let Some(code) = end.filter(|_| found.len() < names.len()) {
         // Nobody was running: the process refused (no such test, a library that is missing).
-        let mut result =
-            result(TestOutcome::Error).with_message(format!("not reported; the process ended with exit code {code}"));
+        let mut result = result(TestOutcome::Error).with_message(refusal(code, body));
         result.stdout = body.to_owned().into();
         let reported: Vec<_> = found.iter().map(|&(test, _)| test).collect();
         found.extend(names.values().filter(|test| !reported.contains(test)).map(|&test| (test, result.clone())));
     }
     found
+}
+
+/// Why a process ended without a word on tests, for people.
+fn refusal(code: i32, body: &str) -> String {
+    // What the shell and the dynamic loader say of a program for another system.
+    let foreign = ["No such file or directory", "not found", "Exec format error", "shared libraries"];
+    if !body.contains("\nrunning ") && foreign.iter().any(|words| body.contains(words)) {
+        return format!(
+            "the test binary does not run in the sandbox (exit code {code}): the sandbox has another kind of processor \
+             or an older or other C library than the machine that built it; take an image like that machine's system, \
+             or build with --target"
+        );
+    }
+    format!("not reported; the process ended with exit code {code}")
 }
 
 /// The test that the harness calls `name`.
@@ -349,7 +362,25 @@ mod tests {
 
     #[test]
     fn a_process_that_refuses_is_an_error_of_each_test() {
-        let found = read("error while loading shared libraries\n", Some(127), false);
-        assert!(found.len() == 3 && found.iter().all(|(outcome, _)| *outcome == TestOutcome::Error), "{found:?}");
+        for (said, code, expected) in [
+            (
+                "error while loading shared libraries: x.so: cannot open\n",
+                127,
+                "does not run in the sandbox (exit code 127)",
+            ),
+            ("/x: version `GLIBC_2.99' not found (required by /x)\n", 1, "does not run in the sandbox (exit code 1)"),
+            ("env: '/x': No such file or directory\n", 127, "does not run in the sandbox (exit code 127)"),
+            (
+                "\nrunning 3 tests\nthread panicked: not found\n",
+                101,
+                "not reported; the process ended with exit code 101",
+            ),
+        ] {
+            let found = read(said, Some(code), false);
+            let told = |(outcome, message): &(TestOutcome, Option<String>)| {
+                *outcome == TestOutcome::Error && message.as_ref().is_some_and(|message| message.contains(expected))
+            };
+            assert!(found.len() == 3 && found.iter().all(told), "{found:?}");
+        }
     }
 }
