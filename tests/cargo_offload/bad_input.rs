@@ -169,6 +169,14 @@ fn options_of_other_runners_are_explained() {
     simple().offload(["--no-fail-fast", "--fail-fast"]).exits(3);
 }
 
+/// Cargo refuses it; there is no target that both would leave.
+#[test]
+fn doctests_only_and_a_target_contradict_each_other() {
+    for other in [&["--lib"][..], &["--test", "x"], &["--all-targets"]] {
+        simple().offload([&["--doc"], other].concat()).exits(3).says("'--doc' cannot be used with").says(other[0]);
+    }
+}
+
 #[test]
 fn numbers_that_are_none() {
     for option in ["--parallel", "--retries", "--max-fail", "--build-jobs"] {

@@ -179,7 +179,13 @@ pub struct SelectionArgs {
     #[arg(long, help_heading = "Target selection", hide_short_help = true)]
     pub all_targets: bool,
     /// Test only the documentation
-    #[arg(long, help_heading = "Target selection")]
+    #[arg(
+        long,
+        help_heading = "Target selection",
+        conflicts_with_all = [
+            "lib", "bins", "bin", "tests", "test", "examples", "example", "benches", "bench", "all_targets",
+        ]
+    )]
     pub doc: bool,
 
     /// Activate these features

@@ -10,16 +10,23 @@ use crate::framework::TestResult;
 
 const COLUMNS: usize = 100;
 
-/// A terminal of [`COLUMNS`] columns, as far as indicatif needs one: it writes lines filled up with spaces, so that the
-/// next one wraps.
+/// A terminal of [`COLUMNS`] columns at first, as far as indicatif needs one: it writes lines filled up with spaces, so that
+/// the next one wraps.
 #[derive(Debug, Clone, Default)]
 struct Screen(Arc<Mutex<Cells>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Cells {
+    columns: usize,
     lines: Vec<Vec<char>>,
     row: usize,
     column: usize,
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self { columns: COLUMNS, lines: Vec::new(), row: 0, column: 0 }
+    }
 }
 
 impl Screen {
@@ -29,13 +36,41 @@ impl Screen {
         lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n").trim_end().to_owned()
     }
 
+    /// Makes the terminal narrower: lines that do not fit any more go on in further rows.
+    fn narrow(&self, columns: usize) {
+        let mut cells = self.0.lock().unwrap();
+        let (row, column) = (cells.row, cells.column);
+        let mut lines = Vec::new();
+        for (index, line) in std::mem::take(&mut cells.lines).into_iter().enumerate() {
+            if index == row {
+                (cells.row, cells.column) = (lines.len() + column.saturating_sub(1) / columns, column);
+            }
+            let more = line.len().saturating_sub(1) / columns;
+            lines.extend((0..=more).map(|part| line.iter().skip(part * columns).take(columns).copied().collect()));
+        }
+        cells.column -= column.saturating_sub(1) / columns * columns;
+        (cells.columns, cells.lines) = (columns, lines);
+    }
+
+    /// Erases from the cursor to the end of the line, and all lines below.
+    fn erase(&self, below: bool) {
+        let mut cells = self.0.lock().unwrap();
+        let (row, column) = (cells.row, cells.column);
+        if let Some(line) = cells.lines.get_mut(row) {
+            line.truncate(column);
+        }
+        if below {
+            cells.lines.truncate(row + 1);
+        }
+    }
+
     fn put(&self, c: char) {
         let mut cells = self.0.lock().unwrap();
         match c {
             '\r' => cells.column = 0,
             '\n' => (cells.row, cells.column) = (cells.row + 1, 0),
             c => {
-                if cells.column == COLUMNS {
+                if cells.column == cells.columns {
                     (cells.row, cells.column) = (cells.row + 1, 0);
                 }
                 let (row, column) = (cells.row, cells.column);
@@ -55,7 +90,7 @@ impl Screen {
 
 impl TermLike for Screen {
     fn width(&self) -> u16 {
-        u16::try_from(COLUMNS).unwrap()
+        u16::try_from(self.0.lock().unwrap().columns).unwrap()
     }
 
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {
@@ -82,7 +117,17 @@ impl TermLike for Screen {
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
-        text.chars().for_each(|c| self.put(c));
+        let mut parts = text.split("\x1b[");
+        parts.next().unwrap_or_default().chars().for_each(|c| self.put(c));
+        for part in parts {
+            let (what, rest) = part.split_at(1);
+            match what {
+                "K" => self.erase(false),
+                "J" => self.erase(true),
+                other => panic!("unknown escape sequence: {other}"),
+            }
+            rest.chars().for_each(|c| self.put(c));
+        }
         Ok(())
     }
 
@@ -221,6 +266,39 @@ fn what_is_typed_while_the_bar_is_there_leaves_nothing_of_it_behind() {
     screen.write_str("^C").unwrap();
     reporter.finish().unwrap();
     assert_eq!(screen.text(), "warning: it takes long");
+}
+
+#[test]
+fn a_bar_that_is_broken_by_a_narrower_terminal_is_removed_whole() {
+    static WIDTH: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let narrow = |screen: &Screen, columns| {
+        screen.narrow(columns);
+        WIDTH.store(columns - 4, std::sync::atomic::Ordering::Relaxed);
+    };
+    for reflows in [true, false] {
+        let screen = Screen::default();
+        let terminal = Surroundings { stderr_terminal: true, stdout_terminal: true, ..Surroundings::default() };
+        let options = ConsoleOptions { color: ColorChoice::Never, ..Default::default() };
+        let target = ProgressDrawTarget::term_like(Box::new(Margin::with_reflow(screen.clone(), reflows)));
+        let (out, err) = (Box::new(screen.clone()), Box::new(screen.clone()));
+        let width = || WIDTH.load(std::sync::atomic::Ordering::Relaxed);
+        narrow(&screen, COLUMNS);
+        let mut reporter = ConsoleReporter::with_draw_target(options, terminal, out, err, || target, width);
+        let name = "pkg tests::with::a::name::that::takes::more::than::half::of::the::terminal";
+        reporter.on_event(&at(0, RunEvent::DiscoveryFinished { to_run: 9, skipped: 0 }));
+        reporter.on_event(&at(0, started(&info(name), "local-1")));
+        reporter.on_event(&at(0, started(&info("pkg short"), "local-2")));
+        reporter.on_event(&at(5_000, RunEvent::Warning { text: "it takes long".to_owned() }));
+        // Nothing that is shorter is broken, although a line on the screen was 96 columns wide for indicatif.
+        narrow(&screen, 85);
+        assert_eq!(screen.text().lines().count(), 4, "{}", screen.text());
+        narrow(&screen, 40);
+        assert_eq!(screen.text().lines().count(), 7, "{}", screen.text());
+        reporter.on_event(&at(9_000, RunEvent::Warning { text: "it still does".to_owned() }));
+        reporter.finish().unwrap();
+        let whole = screen.text() == "warning: it takes long\nwarning: it still does";
+        assert_eq!(whole, reflows, "{}", screen.text());
+    }
 }
 
 #[test]
