@@ -8,13 +8,19 @@ OFFLOAD := $(CURDIR)/target/release/cargo-offload
 
 .PHONY: demo test wheel lint bench clean
 
-# Builds Offload and runs it on examples/: passing, failing, flaky and skipped tests in view.
-demo:
+# Builds Offload and runs it on examples/: passing, failing, flaky and skipped tests in view, in Rust and in Python.
+demo: $(VENV)/ready
 	$(CARGO) build --release --package cargo-offload
-	@echo
-	@echo '$$ cd examples/rust && cargo offload --retries 1 -v'
-	@rm -f "$${TMPDIR:-/tmp}/offload-example-flaky"
+	rm -rf target/wheels/demo
+	$(VENV)/bin/maturin build --quiet --locked --release --interpreter $(VENV)/bin/python --out target/wheels/demo
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
+		target/wheels/demo/*.whl
+	@rm -f "$${TMPDIR:-/tmp}/offload-example-flaky"*
+	@echo; echo '$$ cd examples/rust && cargo offload --retries 1 -v'
 	@cd examples/rust && $(OFFLOAD) offload --retries 1 -v; code=$$?; echo; \
+		echo "exit code $$code: one test of the example fails on purpose"; test $$code -eq 1
+	@echo; echo '$$ cd examples/python && pytest --offload -v'
+	@cd examples/python && $(CURDIR)/$(VENV)/bin/python -m pytest --offload -v; code=$$?; echo; \
 		echo "exit code $$code: one test of the example fails on purpose"; test $$code -eq 1
 
 # Everything that can be tested on this machine. Python tests use an environment of their own under target/.
@@ -25,6 +31,7 @@ test: $(VENV)/ready $(PLUGINS)/ready
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/test/*.whl
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest python/tests/test_plugins*.py
+	$(VENV)/bin/python tests/every_python.py target/wheels/test/*.whl
 
 # Builds the wheel without optimisation and installs it into the environment of the tests.
 wheel: $(VENV)/ready
