@@ -199,6 +199,10 @@ pub trait SandboxProvider: Send + Sync {
         Ok(())
     }
 
+    /// No sandbox is needed any more: one that is still being created may be given up, leaving nothing behind. Called at
+    /// most once, when the run ends.
+    fn give_up(&self) {}
+
     /// Whether a test may be started a second time elsewhere while it still runs, because the sandboxes share nothing.
     fn isolates(&self) -> bool {
         true
@@ -267,6 +271,10 @@ impl<T: SandboxProvider + ?Sized> SandboxProvider for Arc<T> {
 
     async fn prepare(&self) -> ProviderResult<()> {
         (**self).prepare().await
+    }
+
+    fn give_up(&self) {
+        (**self).give_up();
     }
 
     fn isolates(&self) -> bool {

@@ -41,6 +41,15 @@ impl Project {
         format!("label=offload.project={}", self.dir().canonicalize().unwrap().display())
     }
 
+    /// How many of the project's containers have a file `/begun`.
+    fn begun(&self) -> usize {
+        let begun = |id: &&str| {
+            let mut docker = std::process::Command::new("docker");
+            docker.args(["exec", id, "test", "-e", "/begun"]).output().unwrap().status.success()
+        };
+        self.containers().lines().filter(begun).count()
+    }
+
     fn containers(&self) -> String {
         docker(&["ps", "--all", "--quiet", "--filter", &self.label()])
     }
@@ -106,14 +115,7 @@ fn however_a_run_ends_no_container_stays() {
         let Some(project) = Project::new(SHELL_TESTS, &files) else { return };
         let mut command = offload(project.dir());
         let mut run = command.arg("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        wait_until("two tests run in containers", || {
-            let containers = project.containers();
-            let begun = |id: &str| {
-                let mut docker = std::process::Command::new("docker");
-                docker.args(["exec", id, "test", "-e", "/begun"]).output().unwrap().status.success()
-            };
-            containers.lines().filter(|id| begun(id)).count() == 2
-        });
+        wait_until("two tests run in containers", || project.begun() == 2);
         kill_process(Pid::from_child(&run), signal).unwrap();
         let status = run.wait().unwrap();
         if signal == Signal::INT {
@@ -122,6 +124,34 @@ fn however_a_run_ends_no_container_stays() {
         }
         wait_until("the containers are gone", || project.containers().is_empty());
     }
+}
+
+#[test]
+fn a_run_that_ends_while_its_image_is_made_leaves_nothing() {
+    for signal in [Signal::INT, Signal::KILL] {
+        let config = format!("{SHELL_TESTS}sandbox_init_cmd = \"touch /begun; sleep 1000\"\n");
+        let Some(project) = Project::new(&config, &[("t/a.sh", "")]) else { return };
+        let mut command = offload(project.dir());
+        let mut run = command.arg("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the image is being made", || project.begun() == 1);
+        kill_process(Pid::from_child(&run), signal).unwrap();
+        let status = run.wait().unwrap();
+        if signal == Signal::INT {
+            assert_eq!((status.code(), project.containers().as_str()), (Some(130), ""));
+        }
+        wait_until("the container is gone", || project.containers().is_empty());
+    }
+}
+
+#[test]
+fn what_was_created_and_never_started_goes_with_the_next_run() {
+    let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
+    let label = project.label();
+    let label = label.strip_prefix("label=").unwrap();
+    docker(&["create", "--label", label, "--label", "offload.owner=another-host:1:1", &image().unwrap(), "/bin/sh"]);
+    assert_ne!(project.containers(), "");
+    project.run(&["run"]).exits(0);
+    assert_eq!(project.containers(), "");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::models::HostConfig;
+use tokio::sync::watch::Sender;
 use tokio::sync::{Mutex, OnceCell};
 
 pub use self::clean::{Cleaned, clean};
@@ -77,6 +78,8 @@ pub struct DockerProvider {
     connection: OnceCell<Connection>,
     base: OnceCell<BaseImage>,
     layer: Mutex<Option<Layer>>,
+    /// Nobody needs a sandbox any more.
+    given_up: Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -131,7 +134,14 @@ impl DockerProvider {
             directory,
         };
         let owner = clean::owner();
-        Ok(Self { settings, owner, connection: OnceCell::new(), base: OnceCell::new(), layer: Mutex::new(None) })
+        Ok(Self {
+            settings,
+            owner,
+            connection: OnceCell::new(),
+            base: OnceCell::new(),
+            layer: Mutex::new(None),
+            given_up: Sender::new(false),
+        })
     }
 
     /// Makes all images anew, whatever is remembered (`--no-cache`).
@@ -323,11 +333,20 @@ fn bind(mount: &str, directory: &Path) -> Result<String, String> {
 #[async_trait]
 impl SandboxProvider for DockerProvider {
     async fn create_sandbox(&self, request: &SandboxRequest) -> ProviderResult<Box<dyn Sandbox>> {
-        let layer = self.layer(&request.built).await?;
-        let container = self.container(request, &layer).await?;
-        let id = format!("docker-{}", request.index);
-        let moved = self.settings.repo_root.is_some();
-        Ok(Box::new(DockerSandbox { id, container, directory: layer.directory, moved }))
+        let mut given_up = self.given_up.subscribe();
+        tokio::select! {
+            created = self.sandbox(request) => created,
+            () = async { drop(given_up.wait_for(|given_up| *given_up).await) } => {
+                if let Some(connection) = self.connection.get() {
+                    clean::remove_unfinished(&connection.daemon, &self.owner, &request.name).await;
+                }
+                Err(ProviderError::Create("the run ended before the sandbox was there".to_owned()))
+            }
+        }
+    }
+
+    fn give_up(&self) {
+        self.given_up.send_replace(true);
     }
 
     fn name(&self) -> &str {
@@ -335,7 +354,20 @@ impl SandboxProvider for DockerProvider {
     }
 
     async fn prepare(&self) -> ProviderResult<()> {
+        let connection = self.connection().await?;
+        // What a run that was killed may have left, so that nobody has to think of it.
+        clean::remove_dead(&connection.daemon, &self.settings.project_label).await;
         self.base().await.map(drop)
+    }
+}
+
+impl DockerProvider {
+    async fn sandbox(&self, request: &SandboxRequest) -> ProviderResult<Box<dyn Sandbox>> {
+        let layer = self.layer(&request.built).await?;
+        let container = self.container(request, &layer).await?;
+        let id = format!("docker-{}", request.index);
+        let moved = self.settings.repo_root.is_some();
+        Ok(Box::new(DockerSandbox { id, container, directory: layer.directory, moved }))
     }
 }
 

@@ -28,6 +28,7 @@ impl Dispatcher<'_> {
                 self.release(index);
             }
         }
+        self.orchestrator.provider.give_up();
         let patience = tokio::time::sleep(TERMINATE_PATIENCE);
         tokio::pin!(patience);
         while self.creating + self.terminating > 0 {

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bollard::errors::Error;
 use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListImagesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
 };
 
 use super::connect::{Daemon, has_status, told};
-use super::{LABEL_OWNER, LABEL_PROJECT};
+use super::{LABEL_OWNER, LABEL_PROJECT, LABEL_SANDBOX};
 use crate::provider::{ProviderError, ProviderResult};
 
 /// What [`clean`] did.
@@ -40,31 +41,13 @@ pub async fn clean(directory: Option<&Path>) -> ProviderResult<Cleaned> {
         }
         None => LABEL_PROJECT.to_owned(),
     };
-    let refused = |what: &str, error: &bollard::errors::Error| {
+    let refused = |what: &str, error: &Error| {
         ProviderError::Exec(format!("the Docker daemon at {} cannot {what}: {}", daemon.address, told(error)))
     };
     let filters = HashMap::from([("label", vec![label.as_str()])]);
-    let mut cleaned = Cleaned::default();
-
-    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    let found =
-        daemon.docker.list_containers(Some(options)).await.map_err(|error| refused("list containers", &error))?;
-    for container in found {
-        let labels = container.labels.unwrap_or_default();
-        let running = container.state.is_some_and(|state| state.as_ref() == "running");
-        if !is_dead(labels.get(LABEL_OWNER).map_or("", String::as_str), running) {
-            cleaned.in_use += 1;
-            continue;
-        }
-        let id = container.id.unwrap_or_default();
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match daemon.docker.remove_container(&id, Some(options)).await {
-            Ok(()) => cleaned.containers += 1,
-            // It is gone, or goes at this moment.
-            Err(error) if has_status(&error, 404) || has_status(&error, 409) => {}
-            Err(error) => return Err(refused(&format!("remove the container {id}"), &error)),
-        }
-    }
+    let (containers, in_use) =
+        remove_containers(&daemon, &label, true).await.map_err(|(what, error)| refused(&what, &error))?;
+    let mut cleaned = Cleaned { containers, images: 0, in_use };
 
     let options = ListImagesOptionsBuilder::default().filters(&filters).build();
     let found = daemon.docker.list_images(Some(options)).await.map_err(|error| refused("list images", &error))?;
@@ -82,6 +65,68 @@ pub async fn clean(directory: Option<&Path>) -> ProviderResult<Cleaned> {
         }
     }
     Ok(cleaned)
+}
+
+/// Removes dead containers with this label; returns how many, and how many others live. That one runs counts as life
+/// unless `running_too`.
+async fn remove_containers(daemon: &Daemon, label: &str, running_too: bool) -> Result<(usize, usize), (String, Error)> {
+    let (mut removed, mut in_use) = (0, 0);
+    for (id, labels, running) in list(daemon, label).await.map_err(|error| ("list containers".to_owned(), error))? {
+        let owner = labels.get(LABEL_OWNER).map_or("", String::as_str);
+        if (running && !running_too) || !is_dead(owner, running) {
+            in_use += 1;
+            continue;
+        }
+        if remove(daemon, &id).await.map_err(|error| (format!("remove the container {id}"), error))? {
+            removed += 1;
+        }
+    }
+    Ok((removed, in_use))
+}
+
+/// Id, labels and whether it runs, of each container with this label.
+async fn list(daemon: &Daemon, label: &str) -> Result<Vec<(String, HashMap<String, String>, bool)>, Error> {
+    let filters = HashMap::from([("label", vec![label])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let found = daemon.docker.list_containers(Some(options)).await?;
+    let described = found.into_iter().map(|container| {
+        let running = container.state.is_some_and(|state| matches!(state.as_ref(), "running" | "paused"));
+        (container.id.unwrap_or_default(), container.labels.unwrap_or_default(), running)
+    });
+    Ok(described.collect())
+}
+
+/// Removes a container; returns whether it was still there.
+async fn remove(daemon: &Daemon, id: &str) -> Result<bool, Error> {
+    let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    match daemon.docker.remove_container(id, Some(options)).await {
+        Ok(()) => Ok(true),
+        // It is gone, or goes at this moment.
+        Err(error) if has_status(&error, 404) || has_status(&error, 409) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes containers of dead runs of a project. What stands in the way of that concerns nobody now.
+pub(super) async fn remove_dead(daemon: &Daemon, project: &str) {
+    // Processes are known by host and number, which may mislead where several containers share a daemon.
+    match remove_containers(daemon, &format!("{LABEL_PROJECT}={project}"), false).await {
+        Ok((0, _)) => {}
+        Ok((removed, _)) => tracing::info!(removed, "containers of dead runs were removed"),
+        Err((what, error)) => tracing::debug!(error = told(&error), "cannot {what}"),
+    }
+}
+
+/// Removes what an owner was about to create when it gave up: containers in which an image was being made, and that of
+/// one sandbox.
+pub(super) async fn remove_unfinished(daemon: &Daemon, owner: &str, sandbox: &str) {
+    for (id, labels, _) in list(daemon, &format!("{LABEL_OWNER}={owner}")).await.unwrap_or_default() {
+        if labels.get(LABEL_SANDBOX).is_none_or(|name| name == sandbox)
+            && let Err(error) = remove(daemon, &id).await
+        {
+            tracing::warn!(error = told(&error), "a container may be left behind; see `offload clean`");
+        }
+    }
 }
 
 /// What tells this process, and within it each call, from all others.

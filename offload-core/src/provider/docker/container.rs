@@ -197,16 +197,6 @@ impl Container {
         }
     }
 
-    /// Ends what runs in the container, and leaves its files.
-    pub(super) async fn stop(&self) {
-        drop(self.holder.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let docker = &self.inner.daemon.docker;
-        let _ = docker.kill_container(&self.inner.id, None::<bollard::query_parameters::KillContainerOptions>).await;
-        let mut ended =
-            Box::pin(docker.wait_container(&self.inner.id, None::<bollard::query_parameters::WaitContainerOptions>));
-        let _ = next(&mut ended).await;
-    }
-
     /// Removes the container with everything in it.
     pub(super) async fn remove(&self) -> Result<(), String> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();

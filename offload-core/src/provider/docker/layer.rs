@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bollard::models::ContainerConfig;
+use bollard::models::{ContainerConfig, HostConfig};
 use bollard::query_parameters::{CommitContainerOptionsBuilder, RemoveImageOptionsBuilder};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -195,7 +195,6 @@ impl Maker<'_> {
                 container.start().await?;
                 let command = Command::new("/bin/sh", [REMOVAL]);
                 self.run(&container, &command, Some("0"), "remove files that are gone").await?;
-                container.stop().await;
             }
             self.send(&container, changed, owner).await?;
             self.commit(&container, holds).await
@@ -219,7 +218,6 @@ impl Maker<'_> {
                 command.env.extend(self.settings.config.env.clone());
                 let what = format!("run `sandbox_init_cmd` ({})", shorten(line));
                 self.run(&container, &command, Some(&self.base.user), &what).await?;
-                container.stop().await;
             }
             self.commit(&container, holds).await
         };
@@ -235,7 +233,8 @@ impl Maker<'_> {
             platform: self.settings.config.platform.clone(),
             user: "0".to_owned(),
             labels: self.labels.clone(),
-            host: self.settings.limits(),
+            // One that was started goes when this process does.
+            host: HostConfig { auto_remove: Some(true), ..self.settings.limits() },
             ..Spec::default()
         };
         Container::create(self.daemon, self.fates.clone(), spec).await.map_err(|error| {
@@ -286,7 +285,7 @@ impl Maker<'_> {
             .container(&container.inner.id)
             .repo(&self.settings.repository())
             .tag(&key.short())
-            .pause(false)
+            .pause(true)
             .build();
         let config = ContainerConfig { labels: Some(self.labels.clone()), ..ContainerConfig::default() };
         let committed = self.daemon.docker.commit_container(options, config).await;
