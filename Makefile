@@ -56,15 +56,18 @@ lint: $(VENV)/ready
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) doc --workspace --no-deps --locked --quiet
-	$(VENV)/bin/ruff check python
-	$(VENV)/bin/ruff format --check python
+	$(VENV)/bin/ruff check python bench
+	$(VENV)/bin/ruff format --check python bench
 	$(VENV)/bin/mypy
 
-# Side by side with the tools that people use instead; prints a table of ratios. Installs those that are missing
-# under target/bench.
-bench:
+# Side by side with the tools that people use instead; prints tables of ratios. Installs those that are missing under
+# target/bench. BENCH="--runs 3 --only process" chooses.
+bench: $(VENV)/ready
 	$(CARGO) build --release --package cargo-offload --package offload-core --examples
-	$(PYTHON) bench/bench.py
+	$(CARGO) build --release --package cargo-offload
+	rm -rf target/wheels/bench
+	$(VENV)/bin/maturin build --quiet --locked --release --interpreter $(VENV)/bin/python --out target/wheels/bench
+	$(VENV)/bin/python bench/bench.py $(BENCH)
 
 clean:
 	$(CARGO) clean

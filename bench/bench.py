@@ -1,9 +1,7 @@
-"""Measures Offload side by side with the tools that people use instead, and prints a table of ratios.
+"""Measures Offload side by side with the tools that people use instead, and prints tables of ratios.
 
-Every figure is the wall time of a whole process. The commands of a comparison take turns (A B C A B C …) within one
-run of this script, so that a machine whose speed drifts treats them alike; the table quotes medians, and the ratios are
-of those medians. Workspaces are generated below target/bench; cargo-nextest and offload 0.10, both published crates, are
-installed there when they are not on the path.
+Suites are generated below target/bench; what is measured against, all of it published, is installed there when it is
+not on the path. How is in `contest`; what is in `cargo_suites` and `pytest_suites`.
 
     python3 bench/bench.py [--runs N] [--only NAME …]
 """
@@ -11,328 +9,40 @@ installed there when they are not on the path.
 from __future__ import annotations
 
 import argparse
-import os
-import pathlib
-import shutil
-import statistics
-import subprocess
 import sys
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-WORK = ROOT / "target" / "bench"
-OFFLOAD = ROOT / "target" / "release" / "cargo-offload"
-EXAMPLES = ROOT / "target" / "release" / "examples"
-SLOTS = os.cpu_count() or 2
+import cargo_suites
+import pytest_suites
+from contest import SLOTS, WORK, processor, tool_version
+
+COMPARISONS = {
+    "process": cargo_suites.compare_process,
+    "binary": cargo_suites.compare_binary,
+    "overlap": cargo_suites.compare_overlap,
+    "fixed": cargo_suites.compare_fixed,
+    "scheduler": cargo_suites.simulate_scheduler,
+    "pytest-trivial": pytest_suites.compare_trivial,
+    "pytest-imports": pytest_suites.compare_imports,
+    "pytest-skewed": pytest_suites.compare_skewed,
+    "pytest-single": pytest_suites.compare_single,
+    "pytest-isolation": pytest_suites.compare_isolation,
+    "pytest-workers": pytest_suites.compare_first_test,
+    "pytest-memory": pytest_suites.compare_memory,
+}
 
 
 def main() -> int:
     """Runs the comparisons that were asked for and prints their tables."""
-    comparisons = {
-        "process": compare_process,
-        "binary": compare_binary,
-        "overlap": compare_overlap,
-        "fixed": compare_fixed,
-        "scheduler": simulate_scheduler,
-    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each command (default 5)")
-    parser.add_argument("--only", action="append", choices=list(comparisons), help="only this comparison")
+    parser.add_argument("--only", action="append", choices=list(COMPARISONS), help="only this comparison")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     print(f"# {SLOTS} processors, {processor()}, {tool_version('rustc')}, {tool_version('cargo-nextest', 'nextest')}")
-    missed = [name for name in options.only or comparisons if not comparisons[name](options.runs)]
+    missed = [name for name in options.only or COMPARISONS if not COMPARISONS[name](options.runs)]
     if missed:
         print(f"\ntargets missed in: {', '.join(missed)}")
     return 1 if missed else 0
-
-
-class Contender:
-    """A command that takes part in a comparison."""
-
-    def __init__(self, name: str, command: list[str], cwd: pathlib.Path, env: dict[str, str] | None = None) -> None:
-        self.name = name
-        self.command = command
-        self.cwd = cwd
-        self.env = {**os.environ, **(env or {})}
-        self.times: list[float] = []
-
-    def run(self, counted: bool) -> None:
-        """Runs it once; a command that does not succeed measures nothing."""
-        begun = time.perf_counter()
-        process = subprocess.run(
-            self.command, cwd=self.cwd, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-        elapsed = time.perf_counter() - begun
-        if process.returncode != 0:
-            sys.stderr.buffer.write(process.stdout[-4000:] + process.stderr[-4000:])
-            raise SystemExit(f"error: `{' '.join(self.command)}` in {self.cwd} exited with {process.returncode}")
-        if counted:
-            self.times.append(elapsed)
-
-    @property
-    def median(self) -> float:
-        """Of the counted runs, in seconds."""
-        return statistics.median(self.times)
-
-
-def take_turns(contenders: list[Contender], runs: int, before=None, warmup: int = 1) -> None:
-    """Runs all contenders in turn; `before` is called before each run of each."""
-    for number in range(-warmup, runs):
-        for contender in contenders:
-            if before:
-                before(contender)
-            contender.run(counted=number >= 0)
-
-
-def report(title: str, contenders: list[Contender], targets: list[tuple[str, str, float]]) -> bool:
-    """Prints the table; a target is (who, against whom, at most how many times its median)."""
-    print(f"\n## {title}\n")
-    print("| | median s | min s | max s |")
-    print("| --- | ---: | ---: | ---: |")
-    for contender in contenders:
-        low, high = min(contender.times), max(contender.times)
-        print(f"| {contender.name} | {contender.median:.3f} | {low:.3f} | {high:.3f} |")
-    medians = {contender.name: contender.median for contender in contenders}
-    print()
-    met_all = True
-    for who, against, limit in targets:
-        ratio = medians[who] / medians[against]
-        met = ratio <= limit
-        met_all = met_all and met
-        print(f"- {who} / {against}: **{ratio:.2f}** (target: at most {limit:.2f}; {'met' if met else 'MISSED'})")
-    sys.stdout.flush()
-    return met_all
-
-
-def cargo_env(workspace: pathlib.Path) -> dict[str, str]:
-    """The environment in which all contenders run: their own target directory, quiet and offline Cargo."""
-    return {
-        "CARGO_TARGET_DIR": str(workspace / "target"),
-        "CARGO_NET_OFFLINE": "true",
-        "CARGO_TERM_COLOR": "never",
-        "CI": "true",
-    }
-
-
-def offload(name: str, workspace: pathlib.Path, *args: str) -> Contender:
-    """`cargo offload` as a contender."""
-    return Contender(name, [str(OFFLOAD), "offload", *args], workspace, cargo_env(workspace))
-
-
-def nextest(workspace: pathlib.Path, *args: str, name: str = "cargo nextest run", **env: str) -> Contender:
-    """`cargo nextest run` as a contender."""
-    command = [installed("cargo-nextest"), "nextest", "run", *args]
-    return Contender(name, command, workspace, {**cargo_env(workspace), **env})
-
-
-def compare_process(runs: int) -> bool:
-    """2,000 trivial tests, one process each, against nextest, offload 0.10 and the floor of the operating system."""
-    workspace = trivial_workspace("trivial", crates=8, tests=250)
-    build(workspace)
-    ours = offload("cargo offload", workspace)
-    floor = spawn_floor(workspace)
-    single = nextest(workspace, name="cargo nextest run, NEXTEST_DOUBLE_SPAWN=0", NEXTEST_DOUBLE_SPAWN="0")
-    contenders = [ours, floor, nextest(workspace), single, offload_0_10(workspace)]
-    take_turns(contenders, runs)
-    return report(
-        "2,000 trivial tests in 8 crates, already built",
-        contenders,
-        [("cargo offload", "cargo nextest run", 0.45), ("cargo offload", "floor", 1.3)],
-    )
-
-
-def compare_binary(runs: int) -> bool:
-    """The same with one process per batch, against `cargo test`."""
-    workspace = trivial_workspace("trivial", crates=8, tests=250)
-    build(workspace)
-    ours = offload("cargo offload --isolation binary", workspace, "--isolation", "binary")
-    theirs = Contender("cargo test", ["cargo", "test"], workspace, cargo_env(workspace))
-    take_turns([ours, theirs], runs)
-    title = "2,000 trivial tests in 8 crates, already built, a process per batch"
-    return report(title, [ours, theirs], [(ours.name, theirs.name, 1.5)])
-
-
-def compare_overlap(runs: int) -> bool:
-    """From a clean target directory: tests that sleep beside a test target that compiles for about 10 s."""
-    workspace = overlap_workspace()
-    ours = offload("cargo offload", workspace)
-    theirs = nextest(workspace)
-
-    def clean(_: Contender) -> None:
-        shutil.rmtree(workspace / "target", ignore_errors=True)
-
-    take_turns([ours, theirs], max(3, runs // 2), before=clean, warmup=0)
-    title = "clean build: 20 tests that sleep 0.5 s beside a target that compiles for about 10 s"
-    return report(title, [ours, theirs], [(ours.name, theirs.name, 0.75)])
-
-
-def compare_fixed(runs: int) -> bool:
-    """One trivial test: what a run costs before and after its tests."""
-    workspace = trivial_workspace("single", crates=1, tests=1)
-    build(workspace)
-    ours = offload("cargo offload", workspace)
-    theirs = nextest(workspace)
-    take_turns([ours, theirs], runs * 4, warmup=2)
-    return report("one trivial test, already built", [ours, theirs], [(ours.name, theirs.name, 1.0)])
-
-
-def simulate_scheduler(_: int) -> bool:
-    """1,000,000 tests over 10,000 sandboxes in virtual time; prints its own table and checks its own bounds."""
-    print("\n## 1,000,000 tests over 10,000 simulated sandboxes\n")
-    sys.stdout.flush()
-    return subprocess.run([str(EXAMPLES / "simulate_scheduler")], check=False).returncode == 0
-
-
-def build(workspace: pathlib.Path) -> None:
-    """Builds the tests and the doctests' libraries, so that no contender has to."""
-    env = {**os.environ, **cargo_env(workspace)}
-    subprocess.run(["cargo", "test", "--quiet"], cwd=workspace, env=env, check=True, capture_output=True)
-
-
-def spawn_floor(workspace: pathlib.Path) -> Contender:
-    """A bare program that only spawns and waits: as many threads, the same processes."""
-    env = {**os.environ, **cargo_env(workspace)}
-    listing = subprocess.run(
-        [str(OFFLOAD), "offload", "list", "--message-format", "json"],
-        cwd=workspace, env=env, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    tests = workspace / "target" / "tests.tsv"
-    tests.write_text(spawn_lines(listing.stdout))
-    return Contender("floor", [str(EXAMPLES / "spawn_floor"), str(SLOTS), str(tests)], workspace)
-
-
-def spawn_lines(listing: str) -> str:
-    """The tests of a JSON listing as `program<TAB>test` lines."""
-    import json
-
-    tests = json.loads(listing)["tests"]
-    return "".join(f"{test['program']}\t{test['name']}\n" for test in tests)
-
-
-def offload_0_10(workspace: pathlib.Path) -> Contender:
-    """The published system whose API this project implements, on local sandboxes (it runs nextest)."""
-    program = installed("offload", version="0.10.0")
-    (workspace / "offload-0.10.toml").write_text(
-        "[offload]\n"
-        f'max_parallel = {SLOTS}\nsandbox_project_root = "{workspace}"\n\n'
-        '[provider]\ntype = "local"\n\n[framework]\ntype = "nextest"\n\n[groups.all]\nretry_count = 0\n\n'
-        f'[report]\noutput_dir = "{workspace / "target" / "offload-0.10"}"\n'
-    )
-    command = [program, "-c", "offload-0.10.toml", "run"]
-    return Contender("offload 0.10", command, workspace, cargo_env(workspace))
-
-
-def installed(crate: str, version: str | None = None) -> str:
-    """The program of a published crate, installed below target/bench when it is not on the path."""
-    on_path = None if version else shutil.which(crate)
-    if on_path:
-        return on_path
-    program = WORK / "tools" / "bin" / crate
-    if not program.exists():
-        print(f"installing {crate} …", file=sys.stderr)
-        pinned = ["--version", version] if version else []
-        subprocess.run(["cargo", "install", crate, *pinned, "--root", str(WORK / "tools"), "--locked"], check=True)
-    return str(program)
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Writes a file of a workspace, leaving alone one that is as wanted (Cargo looks at modification times)."""
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def write_crate(workspace: pathlib.Path, name: str, files: dict[str, str]) -> None:
-    """Writes one member of a workspace."""
-    manifest = f'[package]\nname = "{name}"\nversion = "0.1.0"\nedition = "2021"\n'
-    for path, text in {"Cargo.toml": manifest, **files}.items():
-        write(workspace / name / path, text)
-
-
-def write_workspace(workspace: pathlib.Path, members: list[str]) -> None:
-    """Writes a workspace's own manifest."""
-    names = ", ".join(f'"{member}"' for member in members)
-    write(workspace / "Cargo.toml", f'[workspace]\nresolver = "2"\nmembers = [{names}]\n')
-
-
-def trivial_workspace(name: str, crates: int, tests: int) -> pathlib.Path:
-    """Crates whose tests do nothing."""
-    workspace = WORK / name
-    members = [f"crate{number}" for number in range(crates)]
-    write_workspace(workspace, members)
-    body = "".join(f"    #[test]\n    fn trivial_{number:03}() {{}}\n" for number in range(tests))
-    for member in members:
-        library = f"pub fn one() -> u32 {{ 1 }}\n\n#[cfg(test)]\nmod tests {{\n{body}}}\n"
-        write_crate(workspace, member, {"src/lib.rs": library})
-    return workspace
-
-
-def overlap_workspace() -> pathlib.Path:
-    """One crate that is quickly there and whose tests sleep, one whose test target rustc works on for about 10 s."""
-    workspace = WORK / "overlap"
-    write_workspace(workspace, ["quick", "slow"])
-    sleeper = "    #[test]\n    fn sleeps_{number:02}() {{ std::thread::sleep(std::time::Duration::from_millis(500)); }}\n"
-    body = "".join(sleeper.format(number=number) for number in range(20))
-    write_crate(workspace, "quick", {"src/lib.rs": f"#[cfg(test)]\nmod tests {{\n{body}}}\n"})
-    calibration = workspace / "functions.txt"
-    if not calibration.exists():
-        calibration.write_text(str(functions_for(10.0)))
-    heavy = heavy_source(int(calibration.read_text()))
-    write_crate(workspace, "slow", {"src/lib.rs": "", "tests/heavy.rs": heavy})
-    return workspace
-
-
-def heavy_source(functions: int) -> str:
-    """A test target that keeps rustc busy in proportion to `functions`."""
-    function = (
-        "fn f{n}(v: &[u64]) -> Vec<String> {{\n"
-        "    let mut m = std::collections::BTreeMap::new();\n"
-        "    for (i, x) in v.iter().enumerate() {{ m.insert(format!(\"{{}}-{{}}\", i, x + {n}), [*x; {n} % 7 + 1]); }}\n"
-        "    let mut out: Vec<String> = m.iter().map(|(k, w)| format!(\"{{k}}:{{w:?}}:{n}\")).collect();\n"
-        "    out.sort_by_key(|s| s.len() as u64 * {n});\n"
-        "    out.into_iter().filter(|s| s.len() != {n}).collect()\n"
-        "}}\n"
-    )
-    calls = "".join(f"    total += f{number}(&[1, 2, 3]).len();\n" for number in range(functions))
-    body = "".join(function.format(n=number) for number in range(functions))
-    return f"{body}\n#[test]\nfn all() {{\n    let mut total = 0;\n{calls}    assert!(total > 0);\n}}\n"
-
-
-def functions_for(seconds: float) -> int:
-    """How many functions keep this machine's rustc busy for that long, from a compilation of a few."""
-    sample = 300
-    probe = WORK / "calibration"
-    write_workspace(probe, ["probe"])
-    write_crate(probe, "probe", {"src/lib.rs": "", "tests/heavy.rs": heavy_source(sample)})
-    env = {**os.environ, **cargo_env(probe)}
-
-    def build_time() -> float:
-        shutil.rmtree(probe / "target", ignore_errors=True)
-        begun = time.perf_counter()
-        subprocess.run(["cargo", "test", "--no-run", "--quiet"], cwd=probe, env=env, check=True, capture_output=True)
-        return time.perf_counter() - begun
-
-    return max(sample, round(sample * seconds / build_time()))
-
-
-def tool_version(*command: str) -> str:
-    """The first line of a tool's version."""
-    program = shutil.which(command[0])
-    if not program:
-        return f"{command[0]}: not on the path"
-    output = subprocess.run([program, *command[1:], "--version"], capture_output=True, text=True, check=False).stdout
-    return output.splitlines()[0] if output else command[0]
-
-
-def processor() -> str:
-    """The processor's name, as far as the kernel knows it."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown processor"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 if __name__ == "__main__":

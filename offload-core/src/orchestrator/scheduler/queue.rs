@@ -2,9 +2,9 @@
 //!
 //! Two wishes compete. Neighbours should stay together, so a sandbox goes on in the suite it is in, and opens the suite
 //! with the most work left, one that nobody works on if there is one, when its own is exhausted; of those that have
-//! their home on it first. And no long test may
-//! be left to the end, so a test that lasts more than half of the expected rest of the run is taken first, wherever it
-//! belongs. As the rest gets shorter, the second rule takes over by itself: the end of a run is scheduled longest first.
+//! their home on it first. And no long test may be left to the end, so a test that lasts more than a sixteenth of the
+//! expected rest of the run is taken first, wherever it belongs, while there are short ones left to even the end out.
+//! As the rest gets shorter, the second rule takes over by itself: the end of a run is scheduled longest first.
 //!
 //! Retries come before both, on another sandbox than the one they failed on. Everything is O(log n).
 
@@ -17,8 +17,9 @@ use super::ledger::{NONE, Nanos, State, Test};
 /// How long a retry waits for another sandbox before the one on which it failed may have it.
 pub(super) const RETRY_PATIENCE: Nanos = 1_000_000_000;
 
-/// A test is critical when it is longer than the rest of the run divided by this.
-const CRITICAL_PART: u64 = 2;
+/// A test is critical when it is longer than the rest of the run divided by this: what the longest tests can unbalance
+/// the end of a run by is about that part of it.
+const CRITICAL_PART: u64 = 16;
 
 /// Who asks for a test.
 #[derive(Debug, Clone, Copy)]
@@ -317,17 +318,20 @@ impl Queue {
                 let here_too = self.unknown_suites.contains(&asker.suite);
                 return self.first_of(if here_too { asker.suite } else { suite });
             }
-            // A neighbour that is about as long serves as well.
-            let neighbour = here != NONE
-                && tests[here as usize]
+            // One in the order of suites that is about as long serves as well.
+            let instead = if here == NONE { self.first_to_open(asker.sandbox) } else { here };
+            let serves = instead != NONE
+                && tests[instead as usize]
                     .expected()
                     .is_some_and(|expected| u128::from(expected) * 8 >= u128::from(length) * 7);
-            return if neighbour { here } else { test };
+            return if serves { instead } else { test };
         }
-        if here != NONE {
-            return here;
-        }
-        let at_home = self.homes.get(&asker.sandbox).and_then(BTreeSet::last);
+        if here == NONE { self.first_to_open(asker.sandbox) } else { here }
+    }
+
+    /// The first waiting test of the suite that a sandbox opens next, or [`NONE`].
+    fn first_to_open(&self, sandbox: u32) -> u32 {
+        let at_home = self.homes.get(&sandbox).and_then(BTreeSet::last);
         at_home.or(self.ranking.last()).map_or(NONE, |rank| self.first_of(rank.suite.0))
     }
 

@@ -446,6 +446,35 @@ fn batches_are_of_one_suite_and_shrink_towards_the_end() {
 }
 
 #[test]
+fn long_tests_of_one_suite_are_shared_out_while_there_are_short_ones_to_fill_the_end() {
+    // Eight of 2 s in one file, 192 of 10 ms in twelve others: 8.96 s for each of two sandboxes.
+    let long = (0..8).map(|_| TestSpec { suite: 0, ..lasting(2_000) });
+    let short = (0..192).map(|test| TestSpec { suite: 1 + test / 16, ..lasting(10) });
+    let mut run = scheduler(config(2), long.chain(short));
+    assert_eq!(created(&mut run, 0), 2);
+    let mut actions = ready(&mut run, 0, 0);
+    actions.extend(ready(&mut run, 1, 0));
+    let mut free_at = [0, 0];
+    let mut queues: [VecDeque<u32>; 2] = Default::default();
+    loop {
+        for action in actions.drain(..) {
+            if let Action::Assign { sandbox, tests } = action {
+                queues[sandbox.0 as usize].extend(tests.iter().map(|assignment| assignment.test.0));
+            }
+        }
+        let busy = (0..2).filter(|&sandbox: &usize| !queues[sandbox].is_empty());
+        let length = |test: u32| if test < 8 { 2_000 } else { 10 };
+        let Some(next) = busy.min_by_key(|&sandbox| free_at[sandbox] + length(queues[sandbox][0])) else { break };
+        let Some(test) = queues[next].pop_front() else { break };
+        free_at[next] += length(test);
+        actions = finish(&mut run, next as u32, test, Verdict::Passed, free_at[next]);
+    }
+    assert!(run.is_done());
+    let end = free_at[0].max(free_at[1]);
+    assert!(end <= 9_060, "took {end} ms");
+}
+
+#[test]
 fn a_sandbox_opens_suites_that_are_at_home_there_and_then_helps_with_others() {
     let home = |suite| Some(SandboxIndex(u32::from(suite < 2)));
     let specs = (0..40).map(|test| TestSpec { suite: test / 10, home: home(test / 10), ..lasting(50) });
