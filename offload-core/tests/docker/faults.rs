@@ -98,6 +98,7 @@ async fn an_image_without_a_shell_is_told() {
     let error = error.to_string();
     assert!(error.starts_with("the image offload-test:empty (linux/"), "{error}");
     assert!(error.contains("has no /bin/sh, without which no test can be started in it"), "{error}");
+    support::docker(&["rmi", "offload-test:empty"]);
     assert_eq!(project.containers(), "");
 }
 
@@ -121,6 +122,7 @@ async fn an_image_for_another_machine_is_told() {
     let error = project.error().await;
     assert!(matches!(error, ProviderError::Unusable(_)));
     assert!(error.to_string().contains("is for another kind of machine"), "{error}");
+    support::docker(&["rmi", "offload-test:foreign"]);
 }
 
 #[tokio::test]
