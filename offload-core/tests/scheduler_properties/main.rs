@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use plans::{Plan, calm_plan, plan};
+use offload_core::orchestrator::scheduler::{Feed, SchedulerConfig, TestSpec};
+use plans::{Plan, SandboxPlan, TestPlan, calm_plan, plan};
 use world::World;
 
 /// The bound that holds for any list schedule, and its parts.
@@ -44,4 +45,38 @@ proptest! {
         let slack = plan.sandboxes[0].round_trip * 6 + longest / 2;
         prop_assert!(span <= share + longest + slack, "{span:?} > {share:?} + {longest:?} + {slack:?}");
     }
+}
+
+/// Found once in some ten thousand runs: a failure that is forgotten leaves the number of the attempt as it was.
+#[test]
+fn a_test_that_is_repeated_after_discovery_may_be_hedged_again() {
+    let millis = Duration::from_millis;
+    let test = |provisional: bool, duration| TestPlan {
+        spec: TestSpec { expected: Some(millis(400)), provisional, ..TestSpec::default() },
+        duration,
+        found: Duration::ZERO,
+        failures: vec![provisional],
+        poison: false,
+        silent: false,
+    };
+    let sandbox =
+        SandboxPlan { creation: Duration::ZERO, created: true, round_trip: Duration::ZERO, dies: None, refuses: false };
+    let config = SchedulerConfig {
+        max_sandboxes: 2,
+        max_fail: None,
+        hedge: true,
+        feed: Feed::Stream,
+        default_duration: millis(400),
+    };
+    let plan = Plan {
+        config,
+        tests: vec![test(true, millis(1500)), test(false, millis(400))],
+        sandboxes: vec![sandbox],
+        discovery_ends: millis(2000),
+        stop: None,
+        nonsense: Vec::new(),
+    };
+    let mut world = World::new(&plan);
+    world.run();
+    assert_eq!(world.hedges, 2);
 }

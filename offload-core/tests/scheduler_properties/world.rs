@@ -58,6 +58,8 @@ pub struct World<'a> {
     /// Attempts that were executed, recorded or not.
     executed: Vec<usize>,
     hedged: BTreeSet<(u32, u32)>,
+    /// How many tests were hedged, however often.
+    pub hedges: usize,
     settled: BTreeMap<u32, Action>,
     parked: BTreeSet<u32>,
     discovering: bool,
@@ -80,6 +82,7 @@ impl<'a> World<'a> {
             recorded: Vec::new(),
             executed: Vec::new(),
             hedged: BTreeSet::new(),
+            hedges: 0,
             settled: BTreeMap::new(),
             parked: BTreeSet::new(),
             discovering: true,
@@ -328,6 +331,8 @@ impl<'a> World<'a> {
             }
             Action::Repeat(test) => {
                 assert!(self.test(test.0).spec.provisional);
+                // What comes next is another execution, under the same number.
+                self.hedged.retain(|&(hedged, _)| hedged != test.0);
                 if self.discovering {
                     self.parked.insert(test.0);
                 }
@@ -397,6 +402,7 @@ impl<'a> World<'a> {
         if let Some(&(elsewhere, cancelled)) = copies.first() {
             assert!(copies.len() == 1 && elsewhere != sandbox && !cancelled, "{test:?} runs at {copies:?} already");
             assert!(self.plan.config.hedge && !spec.alone, "{test:?} runs twice");
+            self.hedges += 1;
             assert!(self.hedged.insert((test.0, attempt)) || self.losses_possible(), "{test:?} is hedged twice");
         }
     }
