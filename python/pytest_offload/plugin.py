@@ -7,6 +7,8 @@ conftests in this process, the template does the same in its own.
 from __future__ import annotations
 
 import json
+import os
+import random
 import sys
 import types
 import uuid
@@ -77,6 +79,8 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
     """The options of the orchestrator's session, as `PROTOCOL.md` lists them."""
     known = config.known_args_namespace
     inherit_output = known.capture == "no"
+    # Workers that are started fresh have to collect in the order of the first process, also what comes out of sets.
+    hash_seed = {} if "PYTHONHASHSEED" in os.environ else {"PYTHONHASHSEED": str(random.SystemRandom().getrandbits(32))}
     return {
         "args": coverage.worker_args(known, [str(arg) for arg in config.invocation_params.args]),
         "cwd": str(config.invocation_params.dir),
@@ -94,13 +98,18 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
         "max_fail": known.maxfail or settings.max_fail or 0,
         "history": settings.history and str(settings.history),
         "record_history": settings.record_history,
-        "env": settings.env,
+        "env": dict(hash_seed, **settings.env),
         "mainargv": list(sys.argv),
         "run_uid": run_uid,
         "inherit_output": inherit_output,
         "continue_on_collection_errors": known.continue_on_collection_errors,
         "init_extra": json.dumps(
-            {"sys_path": list(sys.path), "inherit_output": inherit_output, "await_workerinput": True}
+            {
+                "sys_path": list(sys.path),
+                "inherit_output": inherit_output,
+                "await_workerinput": True,
+                "hide": list(hash_seed),
+            }
         ),
     }
 

@@ -55,7 +55,16 @@ TEXT_LIMIT = 4 * 1024 * 1024
 # Modules whose hooks on the list of items treat items one by one, so that each worker can apply them to its share.
 ITEMWISE = ("_pytest.", "_hypothesis_pytestplugin", "pytest_asyncio.", "xdist.")
 # Modules that read the worker's identity early and correctly: they look again in the worker.
-IDENTITY_READERS = ("pytest_cov.", "_pytest.", "__main__", "os", "_collections_abc", "collections.abc", "pluggy.")
+IDENTITY_READERS = (
+    "pytest_cov.",
+    "pytest_benchmark.",
+    "_pytest.",
+    "__main__",
+    "os",
+    "_collections_abc",
+    "collections.abc",
+    "pluggy.",
+)
 # As xdist describes its marker, for where xdist is not installed.
 XDIST_GROUP = "xdist_group(name): with --offload-dist=loadgroup, tests of one group run in one sandbox, in order."
 # The attributes of a report of which nothing is lost in the short message for a passed test.
@@ -189,18 +198,18 @@ class IdentityWatch:
         watch = self
 
         class WatchedEnviron(self._environ_class):  # type: ignore[misc, name-defined]
-            # Copying lists the keys and reads each, one by one or all keys first: a read that follows the order of the
-            # keys is part of a copy.
+            # Copying lists the keys and reads each, one by one or all keys first: a read is part of a copy if the key
+            # has just been listed, or if all keys before it have been read, one after the other.
             order: ClassVar[list[str]] = []
-            last: ClassVar[str | None] = None
+            listed: ClassVar[str | None] = None
+            read: ClassVar[int] = 0
 
             def __getitem__(self, key: str) -> str:
                 cls = type(self)
-                if key == watch.KEY:
-                    before = cls.order[: cls.order.index(key)][-1:] if key in cls.order else []
-                    if not cls.order or cls.last not in (key, *(before or (None,))):
-                        watch.note(sys._getframe(1), f"os.environ[{key!r}]")
-                cls.last = key
+                follows = cls.read < len(cls.order) and cls.order[cls.read] == key
+                cls.read = cls.read + 1 if follows else 0
+                if key == watch.KEY and cls.listed != key and not follows:
+                    watch.note(sys._getframe(1), f"os.environ[{key!r}]")
                 value: str = super().__getitem__(key)
                 return value
 
@@ -210,10 +219,11 @@ class IdentityWatch:
             def __iter__(self) -> Iterator[str]:
                 cls = type(self)
                 cls.order = list(super().__iter__())
+                cls.read = 0
                 for key in cls.order:
-                    cls.last = key
+                    cls.listed = key
                     yield key
-                cls.last = None
+                cls.listed = None
 
         os.environ.__class__ = WatchedEnviron
 
@@ -596,6 +606,7 @@ class WorkerPlugin:
         self.nodes: Message | None = None if init.get("await_workerinput") else {"nodes": {"gw0": {}}, "ask": False}
         self.early: list[Message] = []
         self.coverage: CoverageKeeper | None = None
+        self.greeted = False
         self._deselected: list[str] = []
         self._collect_reports: list[tuple[int, Any]] = []
         self._lastfailed: Any = None
@@ -827,6 +838,12 @@ class WorkerPlugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_internalerror(self, excrepr: object) -> bool:
+        if self.worker_id is not None and not self.greeted:
+            # Nobody listens to a process that has not said who it is; what it wrote is looked at.
+            path = os.path.join(os.path.dirname(self.channel.path), f"{self.worker_id}.stderr")
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{excrepr}\n")
+            return True
         with contextlib.suppress(Closed):
             self.channel.send("internal_error", text=str(excrepr))
         return True
@@ -1197,6 +1214,7 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     if forked:
         renew_plugins(config)
     say_hello(plugin.channel, plugin.nonce, "worker", worker_id, **hello)
+    plugin.greeted = True
 
 
 def renew_plugins(config: Any) -> None:
@@ -1694,6 +1712,9 @@ def main(argv: list[str]) -> int:
         init["environ"] = environ
         init["sockets"] = [name for _, name in open_sockets()]
         init["command"] = [sys.executable, "-u", os.path.abspath(__file__)]
+    for variable in init.get("hide", ()):
+        # Set for this process only, and of no concern to those that tests start.
+        os.environ.pop(variable, None)
     if init.get("sys_path"):
         sys.path[:] = init["sys_path"]
     os.chdir(init["rootdir_cwd"])

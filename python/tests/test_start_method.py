@@ -65,6 +65,29 @@ def test_spawn_gives_what_plain_pytest_gives(run: Runner, collect: str) -> None:
     run.same("--offload-start-method=spawn", f"--offload-collect={collect}", "--continue-on-collection-errors")
 
 
+def test_fresh_workers_collect_in_the_same_order(run: Runner) -> None:
+    run.write(
+        test_a="@pytest.mark.parametrize('x', {f'x{i}' for i in range(40)})\ndef test_a(x): pass",
+        test_b="import os\ndef test_b(): assert 'PYTHONHASHSEED' not in os.environ",
+    )
+    outcome = run.offload("--offload-start-method=spawn", "--offload-collect=serial")
+    assert outcome.counts == {"passed": 41}, outcome.text
+
+
+def test_a_worker_that_cannot_begin_says_why(run: Runner) -> None:
+    run.write(
+        conftest="import os, pytest\n"
+        "def pytest_collection_finish(session):\n"
+        "    if getattr(session.config, 'workerinput', {}).get('workerid') and os.path.exists('begun'):\n"
+        "        raise ValueError('not in ' + 'this process')\n"
+        "    open('begun', 'w').close()",
+        test_a=TESTS,
+    )
+    outcome = run.offload("--offload-start-method=spawn")
+    assert outcome.exit_code == 3
+    assert "not in this process" in outcome.text
+
+
 def test_every_worker_has_its_own_identity_when_started_fresh(run: Runner) -> None:
     run.write(
         conftest="import os\nNAME = os.environ.get('PYTEST_XDIST_WORKER')",

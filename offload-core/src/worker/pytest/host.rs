@@ -206,7 +206,7 @@ impl PytestHost {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (template, from_template) = mpsc::unbounded_channel();
         let actor = Actor {
-            _dir: dir,
+            dir,
             output,
             listener,
             nonce,
@@ -342,7 +342,7 @@ impl Drop for PytestHost {
 /// Owns the template and the socket.
 struct Actor {
     /// Removed last.
-    _dir: RunDirectory,
+    dir: RunDirectory,
     output: PathBuf,
     listener: UnixListener,
     nonce: String,
@@ -434,7 +434,9 @@ impl Actor {
                 if let Some(heard) = self.exits.remove(&id) {
                     let _ = heard.send(exit);
                 } else if let Some(reply) = self.asked.remove(&id) {
-                    let text = format!("the worker {id} ended before it was ready: {exit}{}", self.last_words());
+                    let words = output::tail(&self.dir.path().join(format!("{id}.stderr")), 0, TAIL_LINES);
+                    let words = if words.is_empty() { self.last_words() } else { format!("\n{words}") };
+                    let text = format!("the worker {id} ended before it was ready: {exit}{words}");
                     let _ = reply.send(Err(text));
                 }
             }
