@@ -431,7 +431,7 @@ class Controller:
         self._take_leftovers()
         with contextlib.suppress(Failed, Interrupted):
             for kind, *fields in self._leftover:
-                if kind in ("finished", "crashed", "late_report", "warning"):
+                if kind in ("finished", "crashed", "late_report"):
                     getattr(self, f"_on_{kind}")(*fields)
             if self.in_order is not None:
                 self.in_order.rest()
