@@ -145,9 +145,8 @@ def test_2(): open("other", "w").close()
     )
     outcome = run.offload("--maxfail=9")
     assert outcome.exit_code == 5
-    assert {nodeid for nodeid, _ in outcome.outcomes} >= {f"test_a.py::test_first[{i}]" for i in range(3)} | {
-        "test_b.py::test_1"
-    }
+    # Those before it on the same worker; whether others were quick enough is not certain.
+    assert {nodeid for nodeid, _ in outcome.outcomes} >= {f"test_a.py::test_first[{i}]" for i in range(3)}
 
 
 def test_output_of_switched_off_capture_reaches_the_terminal(run: Runner) -> None:
