@@ -293,6 +293,9 @@ impl Serving {
                 self.say(Message::TakenBack { tests: keys });
             }
             Order::Cancel(_) => {
+                self.closing = true;
+                // A result that has arrived counts, whether it has been looked at or not.
+                self.hear_the_rest();
                 // A worker that has nothing to do ends as after any other run.
                 if let Process::Up(worker) = &mut self.process
                     && (self.running.is_some() || !self.queue.is_empty())
@@ -304,11 +307,11 @@ impl Serving {
                     }
                     self.give_up_at = Some(Instant::now() + CANCEL_PATIENCE);
                 }
-                self.closing = true;
                 self.give_all_back();
             }
             Order::Kill => {
                 self.closing = true;
+                self.hear_the_rest();
                 self.give_all_back();
                 self.stop("it was killed because the run was interrupted");
             }
