@@ -37,9 +37,11 @@ def begun(run: Runner) -> Iterator[subprocess.Popen[str]]:
     """A run whose tests are those of the directory, once one of them says that it runs."""
     run.write(
         conftest="""
-import os
+def pytest_configure(config):
+    global controller
+    controller = not hasattr(config, "workerinput")
 def pytest_runtest_logreport(report):
-    if report.when == "call" and "PYTEST_XDIST_WORKER" not in os.environ:
+    if report.when == "call" and controller:
         with open("reported", "a") as file: file.write("x")
 """,
         test_a=STUBBORN,
