@@ -1,15 +1,22 @@
 #!/bin/sh
 # Runs a command with what the tests of the provider `docker` need: a Docker daemon, and in OFFLOAD_TEST_IMAGE the name
 # of a small image with Python and pytest. Where that cannot be had, says why in one line and runs the command without;
-# those tests then skip themselves.
+# those tests then skip themselves. With the word `docker` in OFFLOAD_TEST_REQUIRE, that is a failure instead.
 set -eu
 dir=$PWD/target/docker
 image=offload-test:python
 
 without() {
+    case " ${OFFLOAD_TEST_REQUIRE:-} " in
+    *" docker "*)
+        echo "docker: OFFLOAD_TEST_REQUIRE demands its tests, and they cannot run: $1" >&2
+        exit 1
+        ;;
+    esac
     echo "docker: its tests are skipped: $1" >&2
     shift
-    exec "$@"
+    "$@"
+    exit
 }
 
 for program in docker mmdebstrap; do

@@ -345,3 +345,24 @@ fn a_daemon_that_is_restarted_costs_no_test() {
     let left = daemon.docker("docker --host $OWN_DOCKER_HOST ps --all --quiet");
     assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
 }
+
+#[test]
+fn tests_in_containers_are_skipped_only_where_nobody_demands_them() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/with_docker.sh");
+    let run = |required: Option<&str>| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = std::process::Command::new("/bin/sh");
+        // A machine without Docker.
+        command.args([script, "/bin/echo", "the tests"]).current_dir(dir.path()).env("PATH", dir.path());
+        command.env_remove("OFFLOAD_TEST_REQUIRE").envs(required.map(|words| ("OFFLOAD_TEST_REQUIRE", words)));
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let why = "there is no docker (apt-get install docker.io mmdebstrap)\n";
+    let skipped = format!("docker: its tests are skipped: {why}");
+    assert_eq!(run(None), (Some(0), "the tests\n".to_owned(), skipped.clone()));
+    assert_eq!(run(Some("ssh")), (Some(0), "the tests\n".to_owned(), skipped));
+    let failed = format!("docker: OFFLOAD_TEST_REQUIRE demands its tests, and they cannot run: {why}");
+    assert_eq!(run(Some("ssh docker")), (Some(1), String::new(), failed));
+}

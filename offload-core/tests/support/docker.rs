@@ -2,10 +2,15 @@
 
 use std::process::Command;
 
-/// The image of the tests; `None`, with a word about it, where there is none.
+/// The image of the tests; `None`, with a word about it, where there is none and `OFFLOAD_TEST_REQUIRE` does not demand it.
 pub fn image() -> Option<String> {
     let image = std::env::var("OFFLOAD_TEST_IMAGE").ok();
     if image.is_none() {
+        let required = std::env::var("OFFLOAD_TEST_REQUIRE").unwrap_or_default();
+        assert!(
+            !required.split(' ').any(|word| word == "docker"),
+            "there is no image of the tests, and it is required"
+        );
         eprintln!("skipped: there is no Docker daemon with the image of the tests; see tests/with_docker.sh");
     }
     image
