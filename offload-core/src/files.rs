@@ -9,6 +9,7 @@
 
 mod archive;
 mod select;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 pub use archive::Owner;
 pub use select::Project;
+pub(crate) use unpack::unpack;
 
 /// Files that cannot be brought anywhere. The message says which, and what to do.
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,7 @@
 pub mod default;
 pub mod docker;
 pub mod local;
+mod luggage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

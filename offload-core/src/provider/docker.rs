@@ -28,6 +28,7 @@ use self::container::{Container, Spec};
 use self::image::{BaseImage, base_image};
 use self::layer::{Layer, Maker};
 use self::watch::Watch;
+use super::luggage::Packing;
 use super::{
     Built, Channel, Command, OutputStream, ProviderError, ProviderResult, Sandbox, SandboxProvider, SandboxRequest,
 };
@@ -54,14 +55,9 @@ struct Settings {
     config: DockerProviderConfig,
     override_image: Option<String>,
     no_cache: bool,
-    /// The directory of the run, absolute.
-    directory: PathBuf,
-    repo_root: Option<String>,
-    project_root: Option<String>,
+    packing: Packing,
     init_cmd: Option<String>,
     build_inputs: Vec<PathBuf>,
-    /// What Offload writes, which does not travel.
-    never: Vec<PathBuf>,
     /// Where images are remembered.
     memory_file: PathBuf,
     /// Bytes.
@@ -101,20 +97,11 @@ impl DockerProvider {
                     .to_owned(),
             ));
         };
-        let directory = config.offload.working_dir.clone().unwrap_or_else(|| PathBuf::from("."));
-        let directory = directory.canonicalize().map_err(|error| {
-            ProviderError::Unusable(format!("cannot run the tests of {}: {error}", directory.display()))
-        })?;
-        for (key, root) in [
-            ("sandbox_repo_root", &config.offload.sandbox_repo_root),
-            ("sandbox_project_root", &config.offload.sandbox_project_root),
-        ] {
-            if let Some(root) = root.as_deref().filter(|root| !root.starts_with('/') || *root == "/") {
-                return Err(ProviderError::Unusable(format!(
-                    "`{key}` in [offload] is {root:?}; with provider `docker` it is to be an absolute path other than /"
-                )));
-            }
-        }
+        let mut packing = Packing::from_config(config, "docker")?;
+        packing.include.clone_from(&own.include);
+        packing.exclude.clone_from(&own.exclude);
+        packing.copy_dirs.clone_from(&own.copy_dirs);
+        let directory = packing.directory.clone();
         let memory = own.memory.as_deref().map(bytes).transpose().map_err(ProviderError::Unusable)?;
         let binds = own.mounts.iter().map(|mount| bind(mount, &directory)).collect::<Result<_, _>>();
         let output_dir = directory.join(&config.report.output_dir);
@@ -122,16 +109,13 @@ impl DockerProvider {
             config: own.clone(),
             override_image: None,
             no_cache: false,
-            repo_root: config.offload.sandbox_repo_root.clone(),
-            project_root: config.offload.sandbox_project_root.clone(),
             init_cmd: config.offload.sandbox_init_cmd.clone(),
             build_inputs: config.checkpoint.build_inputs.iter().map(PathBuf::from).collect(),
             memory_file: output_dir.join("docker-images.json"),
-            never: vec![output_dir, directory.join(&config.history.path)],
             memory,
             binds: binds.map_err(ProviderError::Unusable)?,
             project_label: directory.to_string_lossy().into_owned(),
-            directory,
+            packing,
         };
         let owner = clean::owner();
         Ok(Self {
@@ -206,7 +190,7 @@ impl DockerProvider {
         let config = &settings.config;
         let mut env = config.env.clone();
         env.extend(request.env.clone());
-        if let Some(root) = &settings.repo_root {
+        if let Some(root) = &settings.packing.repo_root {
             env.insert("OFFLOAD_ROOT".to_owned(), root.clone());
         }
         let mut labels = self.labels();
@@ -274,7 +258,7 @@ fn has_answered(error: &bollard::errors::Error) -> bool {
 impl Settings {
     /// The name of the images that are made for the project.
     fn repository(&self) -> String {
-        let name = self.directory.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let name = self.packing.directory.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let plain: String = name.chars().filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit()).collect();
         let mut key = ImageKey::new();
         key.add(&self.project_label);
@@ -366,7 +350,7 @@ impl DockerProvider {
         let layer = self.layer(&request.built).await?;
         let container = self.container(request, &layer).await?;
         let id = format!("docker-{}", request.index);
-        let moved = self.settings.repo_root.is_some();
+        let moved = self.settings.packing.repo_root.is_some();
         Ok(Box::new(DockerSandbox { id, container, directory: layer.directory, moved }))
     }
 }

@@ -100,9 +100,9 @@ async fn pull(daemon: &Daemon, settings: &Settings, name: &str) -> ProviderResul
 /// An image built from a Dockerfile, or the one that was built from the same before.
 async fn built(daemon: &Daemon, settings: &Settings, dockerfile: &Path) -> ProviderResult<BaseImage> {
     let config = &settings.config;
-    let dockerfile = settings.directory.join(dockerfile);
+    let dockerfile = settings.packing.directory.join(dockerfile);
     let context = match &config.context {
-        Some(context) => settings.directory.join(context),
+        Some(context) => settings.packing.directory.join(context),
         None => dockerfile.parent().unwrap_or(Path::new("/")).to_owned(),
     };
     let failed =

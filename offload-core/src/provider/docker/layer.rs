@@ -23,8 +23,9 @@ use super::transfer::{Archive, read};
 use super::watch::Fates;
 use crate::cache::ImageKey;
 use crate::connector::{OUTPUT_LIMIT, collect, describe_exit, shorten, tail};
-use crate::files::{FileSet, Manifest, Owner, Project};
-use crate::provider::{Built, Command, CopyDir, ProviderError, ProviderResult};
+use crate::files::{FileSet, Manifest, Owner};
+use crate::provider::luggage::Luggage;
+use crate::provider::{Built, Command, ProviderError, ProviderResult};
 
 /// The most layers on top of the first image.
 const MOST_LAYERS: usize = 10;
@@ -377,55 +378,14 @@ fn removal(paths: &[PathBuf]) -> ProviderResult<FileSet> {
     FileSet::of_bytes(Path::new(REMOVAL), script).map_err(|error| failed(error.to_string()))
 }
 
-/// Looks at everything that travels.
+/// What travels, and the inputs upon which `sandbox_init_cmd` depends.
 fn gather(settings: &Settings, built: &Built) -> Result<Cargo, String> {
-    let failed = |error: crate::files::FilesError| error.to_string();
-    let directory = &settings.directory;
-    let known = built.root.as_deref().filter(|root| directory.starts_with(root));
-    let repository = || directory.ancestors().find(|dir| dir.join(".git").exists());
-    let repository = known.or_else(repository).unwrap_or(directory);
-    if Some(repository.to_owned()) == std::env::home_dir() || repository == Path::new("/") {
-        return Err(format!(
-            "all of {} would travel to the sandboxes; run Offload in the project's own directory",
-            repository.display()
-        ));
-    }
-    let mut root = repository;
-    let remote = |root: &Path| settings.repo_root.as_ref().map_or_else(|| root.to_owned(), PathBuf::from);
-    let project = |root: &Path| {
-        Project::new(root)
-            .including(settings.config.include.clone())
-            .excluding(settings.config.exclude.clone())
-            .without(settings.never.clone())
-    };
-    let within = |root: &Path| remote(root).join(directory.strip_prefix(root).unwrap_or(Path::new("")));
-    let mut files = FileSet::new();
-    files.add_project(&project(root), &remote(root)).map_err(failed)?;
-    if !files.contains(&within(root)) {
-        // The project lies where the repository around it ignores everything.
-        root = directory;
-        files = FileSet::new();
-        files.add_project(&project(root), &remote(root)).map_err(failed)?;
-    }
-    let there =
-        |path: &Path| path.strip_prefix(root).map_or_else(|_| path.to_owned(), |below| remote(root).join(below));
-    for file in &built.files {
-        files.add_path(file, &there(file)).map_err(failed)?;
-    }
-    for CopyDir { local, remote } in &built.copies {
-        files.add_path(local, remote).map_err(failed)?;
-    }
-    for directory in &built.directories {
-        files.add_entry(directory, there(directory)).map_err(failed)?;
-    }
-    let target = settings.project_root.as_ref().map_or_else(|| within(root), |path| remote(root).join(path));
-    for (local, remote) in &settings.config.copy_dirs {
-        files.add_path(&directory.join(local), &target.join(remote)).map_err(failed)?;
-    }
+    let Luggage { files, directory, .. } = settings.packing.gather(built)?;
+    let here = &settings.packing.directory;
     let mut inputs = ImageKey::new();
     if settings.init_cmd.is_some() {
         for input in &settings.build_inputs {
-            inputs.add_path(&directory.join(input)).map_err(|error| {
+            inputs.add_path(&here.join(input)).map_err(|error| {
                 format!(
                     "cannot read {}, which `build_inputs` in [checkpoint] names: {error}; mend it or take it out",
                     input.display()
@@ -439,7 +399,7 @@ fn gather(settings: &Settings, built: &Built) -> Result<Cargo, String> {
             }
         }
     }
-    Ok(Cargo { files, directory: target, inputs: inputs.hex() })
+    Ok(Cargo { files, directory, inputs: inputs.hex() })
 }
 
 impl Memory {
