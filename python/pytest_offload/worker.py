@@ -1231,6 +1231,20 @@ def renew_plugins(config: Any) -> None:
         config.failures_db = type(database)(*arguments)
 
 
+@contextlib.contextmanager
+def outside_of_tests(config: pytest.Config, last: nodes.Item | None) -> Iterator[None]:
+    """What pytest-cov measures meanwhile is counted for no test, also not for the one that ran last."""
+    contexts: Any = config.pluginmanager.getplugin("_cov_contexts")
+    if contexts is None or last is None:
+        yield
+        return
+    contexts.cov_controller.cov.switch_context("")
+    try:
+        yield
+    finally:
+        contexts.switch_context(last, "teardown")
+
+
 class CoverageKeeper:
     """Writes down every now and then what pytest-cov has measured: a worker that dies loses only what came since."""
 
@@ -1381,7 +1395,8 @@ class Worker:
     def _item(self, test: Message) -> nodes.Item:
         silent, self.plugin.silent = self.plugin.silent, True
         try:
-            return self.plugin.collection.item(test["unit"], test["ordinal"])  # type: ignore[no-any-return]
+            with outside_of_tests(self.session.config, self.last and self.last[1]):
+                return self.plugin.collection.item(test["unit"], test["ordinal"])  # type: ignore[no-any-return]
         finally:
             self.plugin._collect_reports.clear()
             self.plugin.silent = silent

@@ -150,6 +150,20 @@ def test_contexts(run: Runner, start: str) -> None:
     ]
 
 
+def test_a_file_that_is_collected_between_two_tests_belongs_to_none(run: Runner, start: str) -> None:
+    run.workers = 1
+    (run.path / "src" / "second.py").write_text("number = 2\n")
+    run.write(
+        conftest="import sys\nsys.path.insert(0, 'src')",
+        tests__test_1="import os\ndef test_dies(): os._exit(1)",
+        tests__test_2="def test_first_of_the_next_worker(): pass",
+        tests__test_3="import second\ndef test_of_a_file_that_it_has_not_collected(): pass",
+    )
+    run.offload("--cov=src", "--cov-context=test", start)
+    contexts = measured(run)[str(run.path / "src" / "second.py")][1]
+    assert contexts == {1: [""]}
+
+
 CONFIGURATIONS = {
     "pyproject.toml": '[tool.coverage.run]\nbranch = true\nsource = ["src"]\n'
     '[tool.coverage.report]\nexclude_also = ["def never"]\nshow_missing = true\nprecision = 2\n',
