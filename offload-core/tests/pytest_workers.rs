@@ -96,6 +96,7 @@ impl Project {
             inherit_output: false,
             continue_on_collection_errors: self.despite_errors,
             init: Some(init.to_string()),
+            adopted: None,
         }
     }
 

@@ -4,6 +4,7 @@ A session begins when it is made: the template process starts at once, and colle
 
 - `args`, `mainargv`, `workers`, `run_uid`, `collect`, `start_method`, `isolation`, `basetemp`, `max_fail` go into the
   `init` message as they are, then what the JSON object `init_extra` has;
+- `template_pid`: a child of this process that is the template and waits for what `meeting_point` says;
 - `cwd`, `python`, `worker_py`: what is started, and where; `env` (dict): variables on top of the environment;
 - `retries`, `timeout_secs` (None or 0: none), `junit`, `history` (paths or None), `record_history` (True), `dist`;
 - `inherit_output`, `continue_on_collection_errors` (bool);
@@ -32,6 +33,10 @@ class Session:
     def __init__(self, options: dict[str, Any]) -> None: ...
     def configure(self, extra: dict[str, Any] | None = None) -> None:
         """Sends `init`, for a session made with `hold`; `extra` is merged into it."""
+
+    @property
+    def meeting_point(self) -> tuple[str, str] | None:
+        """Where a template that was forked before connects: the path of a socket, and the nonce to say there."""
 
     def tell(self, message: dict[str, Any]) -> None:
         """Gives the template a message, which it has after `init`."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 from _pytest.main import Failed, Interrupted
 
-from . import junit, reports
+from . import early, junit, reports
 from .nodes import Nodes
 from .options import durations_in_cache
 from .reports import Attempt
@@ -119,6 +119,7 @@ class Controller:
         self._collect_reports: list[dict[str, Any]] = []
         self._deselected = 0
         self._how = ""
+        self._start_method = ""
         self._finish_lines: list[list[str]] = []
         self._properties: set[tuple[str, str]] = set()
         self._seen: list[str] = []
@@ -191,6 +192,7 @@ class Controller:
         finally:
             self._take_leave_of_workers()
             self._update_cache()
+            self._remember_start_method()
             gc.freeze()
         if self.problem or self.not_run:
             # Neither a failure nor an interruption: something is missing from the results.
@@ -242,6 +244,7 @@ class Controller:
 
     def _on_header(self, how: dict[str, Any], *_: object) -> None:
         start, collect = how.get("start"), how.get("collect")
+        self._start_method = str(start)
         parts = [f"workers are {'forked' if start == 'fork' else 'started fresh'}"]
         if how.get("start_reason"):
             parts[-1] += f" ({how['start_reason']})"
@@ -522,6 +525,14 @@ class Controller:
             plugin.cached_nodeids.update(
                 (parsed(nodeid) or node_id.parse(nodeid)) if node_id else nodeid for nodeid in self._seen
             )
+
+    def _remember_start_method(self) -> None:
+        """Has the next run know, before it knows anything else of the project."""
+        cache = getattr(self.config, "cache", None)
+        if cache is None or self.settings.start_method != "auto" or not self._start_method:
+            return
+        if self._start_method != cache.get(early.CACHE_KEY, "fork"):
+            cache.set(early.CACHE_KEY, self._start_method)
 
     def _adopt_stepwise(self, state: dict[str, Any]) -> None:
         """Takes over what collection has decided where it was done."""

@@ -1,6 +1,6 @@
 """The entry point `pytest11`: adds the options and, with `--offload`, hands the run to the controller.
 
-The orchestrator's template process is started here, as soon as the options are known: while pytest goes on to load
+The template process is started here, as soon as the options are known: while pytest goes on to load
 conftests in this process, the template does the same in its own.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from . import coverage, options
+from . import coverage, early, options
 from .options import Settings
 from .worker import register_group_marker
 
@@ -68,9 +68,17 @@ def _begin(early_config: pytest.Config) -> bool:
     from .controller import Controller
 
     run_uid = uuid.uuid4().hex
-    core = Session(session_options(early_config, settings, run_uid))
+    template = early.fork(early_config, settings)
+    try:
+        core = Session({**session_options(early_config, settings, run_uid), "template_pid": template and template.pid})
+    except BaseException:
+        if template is not None:
+            template.dismiss()
+        raise
     # Also where pytest gives up before there is a run.
     early_config.add_cleanup(core.close)
+    if template is not None and core.meeting_point is not None:
+        template.meet(*core.meeting_point)
     plugins.register(Controller(early_config, settings, core, run_uid), "offload-controller")
     return True
 

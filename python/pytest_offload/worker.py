@@ -60,6 +60,7 @@ IDENTITY_READERS = (
     "pytest_benchmark.",
     "_pytest.",
     "__main__",
+    "pytest_offload.worker",
     "os",
     "_collections_abc",
     "collections.abc",
@@ -142,6 +143,10 @@ class Channel:
             self._socket.sendall(data)
         except OSError as error:
             raise Closed(str(error)) from error
+
+    def discard(self) -> None:
+        """Forgets what has been held back."""
+        self._unsent.clear()
 
     def send(self, kind: str, /, **fields: object) -> None:
         self.post(kind, **fields)
@@ -607,6 +612,8 @@ class WorkerPlugin:
         self.early: list[Message] = []
         self.coverage: CoverageKeeper | None = None
         self.greeted = False
+        # The template is a fork of the controller, and a fresh one has to take its place.
+        self.replace = False
         self._deselected: list[str] = []
         self._collect_reports: list[tuple[int, Any]] = []
         self._lastfailed: Any = None
@@ -775,7 +782,12 @@ class WorkerPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         if self.worker_id is None:
-            worker_id = Template(self).serve()
+            template = Template(self)
+            if template.spawn_reason and self.init.get("forked"):
+                # Freshly started workers and this process, which has the controller's hash seed, would differ.
+                self.replace = True
+                return True
+            worker_id = template.serve()
             if worker_id is None:  # pragma: no cover - the template never gets here
                 return True
         else:
@@ -1706,7 +1718,7 @@ def _message(report: Any) -> str:
 # The program
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], forked: bool) -> int:
     socket_path, nonce = argv[1:3]
     environ = dict(os.environ)
     channel = Channel(socket_path)
@@ -1725,6 +1737,7 @@ def main(argv: list[str]) -> int:
         if init["type"] != "init":
             raise ValueError("expected init, got {!r}".format(init["type"]))
         init["environ"] = environ
+        init["forked"] = forked
         init["sockets"] = [name for _, name in open_sockets()]
         init["command"] = [sys.executable, "-u", os.path.abspath(__file__)]
     for variable in init.get("hide", ()):
@@ -1748,6 +1761,10 @@ def main(argv: list[str]) -> int:
     code = int(pytest.main(list(init["args"]), plugins=[plugin]))
     plugin.leave_if_forked()
     channel = plugin.channel
+    if plugin.replace:
+        channel.discard()
+        channel.send("replace")
+        return 0
     if plugin.finished or plugin.worker_id is not None:
         output = getattr(plugin.session.config, "workeroutput", {}) if plugin.session is not None else {}
         if plugin.coverage is not None:
@@ -1764,10 +1781,11 @@ def main(argv: list[str]) -> int:
     return code
 
 
-if __name__ == "__main__":
-    exit_code = 1
+def run(argv: list[str], forked: bool = False) -> int:
+    """The whole program, up to its exit code. `forked`: this process is a fork of the controller."""
+    code = 1
     try:
-        exit_code = main(sys.argv)
+        code = main(argv, forked)
     except Closed:
         pass
     except BaseException:
@@ -1778,5 +1796,9 @@ if __name__ == "__main__":
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        # No exit handlers: they are the template's, and run in a fork they would undo what others still use.
-        os._exit(exit_code)
+    return code
+
+
+if __name__ == "__main__":
+    # No exit handlers: they are the template's, and run in a fork they would undo what others still use.
+    os._exit(run(sys.argv))

@@ -68,6 +68,7 @@ impl Options {
                 .map_err(|error: String| PyValueError::new_err(format!("the option `dist` of a session: {error}")))?,
             inherit_output: optional(options, "inherit_output")?.unwrap_or(false),
             continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
+            adopted: optional(options, "template_pid")?,
             init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },
         };
         let flush = Duration::from_millis(optional(options, "flush_ms")?.unwrap_or(20));

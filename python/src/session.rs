@@ -1,5 +1,6 @@
 //! A run of the orchestrator, on a thread of its own.
 
+use std::ffi::OsString;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub struct Session {
     cancel: CancelHandle,
     host: Arc<PytestHost>,
     flush: Duration,
+    meeting_point: Option<(OsString, String)>,
     thread: Mutex<Option<JoinHandle<Result<i32, String>>>>,
 }
 
@@ -47,10 +49,13 @@ impl Session {
         }
         // Last: what the plugin hears of is in the reports already.
         reporters.push(Box::new(Collector::new(Arc::clone(&queue))));
+        let adopted = pytest.adopted.is_some();
         let framework = PytestWorkers::new(pytest);
         let host = Arc::clone(framework.host());
         let orchestrator =
             Orchestrator::new(config, LocalProvider::new(provider), framework, &[], false).with_reporters(reporters);
+        let meeting_point = if adopted { Some(host.meeting_point()?) } else { None };
+        let meeting_point = meeting_point.map(|(path, nonce)| (path.into_os_string(), nonce));
         let cancel = orchestrator.cancel_handle();
         let end = EndOfQueue(Arc::clone(&queue));
         let thread = std::thread::Builder::new().name("offload".to_owned()).spawn(move || {
@@ -66,7 +71,7 @@ impl Session {
             }
         })?;
         let options = options.unbind();
-        Ok(Self { options, queue, cancel, host, flush, thread: Mutex::new(Some(thread)) })
+        Ok(Self { options, queue, cancel, host, flush, meeting_point, thread: Mutex::new(Some(thread)) })
     }
 
     /// Gives the template its `init` message, for a session that was made with the option `hold`; `extra` is merged into
@@ -75,6 +80,12 @@ impl Session {
     fn configure(&self, py: Python<'_>, extra: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
         self.host.set_init(init_message(self.options.bind(py), extra)?);
         Ok(())
+    }
+
+    /// Where a template that was forked before the session is to connect: the path of a socket, and the nonce to say there.
+    #[getter]
+    fn meeting_point(&self) -> Option<(OsString, String)> {
+        self.meeting_point.clone()
     }
 
     /// Gives the template a message, which it has after `init`: a dictionary that JSON can hold.

@@ -35,6 +35,31 @@ def test_workers_are_started_fresh(run: Runner, what: str) -> None:
     assert "workers are started fresh (" in outcome.text
 
 
+def test_a_project_whose_workers_are_started_fresh_is_remembered(run: Runner) -> None:
+    conftest = """
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        config.workerinput["workerid"]
+def pytest_unconfigure(config):
+    with open("ends", "a") as file:
+        print(getattr(config, "workerinput", {}).get("workerid", "controller"), file=file)
+"""
+    run.write(conftest=conftest, test_a=TESTS, test_b=TESTS)
+    # Orders that come out of sets are those of the template that stays.
+    run.write(test_b="@pytest.mark.parametrize('x', {f'x{i}' for i in range(40)})\ndef test_b(x): pass")
+    ends = run.path / "ends"
+    for templates in (1, 0):
+        outcome = run.offload()
+        assert outcome.counts == {"passed": 46}, outcome.text + outcome.errors
+        assert "workers are started fresh (" in outcome.text
+        # The first template ends as a pytest does, the one that stays ends without.
+        assert sorted(ends.read_text().split()) == ["controller", *["gw0"] * (1 + templates), "gw1"]
+        ends.unlink()
+    (run.path / "conftest.py").write_text("")
+    for _ in range(2):
+        assert "workers are forked" in run.offload().text
+
+
 @pytest.mark.parametrize("what", INNOCENT)
 def test_workers_are_forked(run: Runner, what: str) -> None:
     run.write(conftest=INNOCENT[what], test_a=TESTS)

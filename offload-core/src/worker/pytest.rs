@@ -4,7 +4,8 @@
 //! All of them are Python processes that speak newline-delimited JSON over a Unix socket in a private directory. Here
 //! is the side of this process:
 //!
-//! - `host` starts the template, takes in connections, has workers forked, and sees to it that nothing is left behind,
+//! - `host` takes in connections, has workers forked, and sees to it that nothing is left behind,
+//! - `template` is the process that forks them,
 //! - `serve` drives one worker for the sandbox that it stands for, and replaces it when it breaks,
 //! - `message` and `link` are what is said and how it travels, `output` is what is left in files.
 //!
@@ -18,6 +19,7 @@ mod link;
 mod message;
 mod output;
 mod serve;
+mod template;
 
 use std::time::Duration;
 

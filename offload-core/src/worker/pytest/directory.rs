@@ -44,6 +44,11 @@ impl RunDirectory {
         self.dir.path()
     }
 
+    /// The path of the socket on which the run's processes connect.
+    pub fn socket(&self) -> PathBuf {
+        self.path().join("s")
+    }
+
     /// Removes the directories beside this one that runs of this user have left behind. What cannot be removed is left.
     pub fn remove_others(&self) {
         let Some(parent) = self.path().parent() else { return };

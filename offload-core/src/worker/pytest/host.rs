@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -25,6 +25,7 @@ use super::link::{Link, LinkError};
 use super::message::{Exit, Hello, Incoming, Outgoing, VERSION};
 use super::output;
 use super::serve::{PytestWorker, Said};
+use super::template::Template;
 use crate::event::NativeEvent;
 use crate::framework::{Discovered, DiscoverySink};
 
@@ -107,6 +108,8 @@ pub struct PytestOptions {
     pub continue_on_collection_errors: bool,
     /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`].
     pub init: Option<String>,
+    /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`] says.
+    pub adopted: Option<i32>,
 }
 
 /// The template process and its workers.
@@ -128,6 +131,26 @@ struct State {
     sink: Option<DiscoverySink>,
     /// Workers that have collected and run nothing yet, by the number of the sandbox that they are meant for.
     waiting: BTreeMap<u32, WorkerProcess>,
+    /// Where the template will connect, if that had to be known before it is looked after.
+    meeting: Option<Meeting>,
+}
+
+/// Where the template and its workers connect, and what they say to be let in.
+#[derive(Debug)]
+struct Meeting {
+    dir: RunDirectory,
+    listener: StdListener,
+    nonce: String,
+}
+
+impl Meeting {
+    fn new() -> io::Result<Self> {
+        let dir = RunDirectory::new()?;
+        dir.remove_others();
+        let listener = StdListener::bind(dir.socket())?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { dir, listener, nonce: nonce() })
+    }
 }
 
 /// A worker that has connected.
@@ -194,26 +217,45 @@ impl PytestHost {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The path of the socket to which an adopted template connects, and the nonce that it says there. To be asked for
+    /// before discovery begins.
+    ///
+    /// # Errors
+    ///
+    /// When the directory of the run cannot be made.
+    pub fn meeting_point(&self) -> io::Result<(PathBuf, String)> {
+        let mut state = self.state();
+        let meeting = match state.meeting.take() {
+            Some(meeting) => meeting,
+            None => Meeting::new()?,
+        };
+        let point = (meeting.dir.socket(), meeting.nonce.clone());
+        state.meeting = Some(meeting);
+        Ok(point)
+    }
+
     /// Starts the template. What it says comes out of the receiver; what is left to say after discovery goes to `sink`.
     pub(crate) fn start(&self, sink: DiscoverySink) -> io::Result<mpsc::UnboundedReceiver<FromTemplate>> {
-        let dir = RunDirectory::new()?;
-        dir.remove_others();
-        let socket = dir.path().join("s");
-        let listener = UnixListener::bind(&socket)?;
-        let nonce = nonce();
+        let meeting = self.state().meeting.take();
+        let Meeting { dir, listener, nonce } = meeting.map_or_else(Meeting::new, Ok)?;
         let output = dir.path().join("output");
-        let child = self.spawn_template(&socket, &nonce, &output)?;
+        let process = match self.options.adopted {
+            Some(pid) => Template::adopt(pid)?,
+            None => Template::start(&self.options, &dir.socket(), &nonce, &output)?,
+        };
         let (orders, inbox) = mpsc::unbounded_channel();
         let (template, from_template) = mpsc::unbounded_channel();
         let actor = Actor {
+            options: self.options.clone(),
             dir,
             output,
-            listener,
+            listener: UnixListener::from_std(listener)?,
             nonce,
-            group: child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
-            child,
+            group: process.group(),
+            process,
             link: None,
-            early: Vec::new(),
+            told: Vec::new(),
+            replace: false,
             inbox,
             template,
             sink: sink.clone(),
@@ -227,29 +269,6 @@ impl PytestHost {
         state.orders = Some(orders);
         state.sink = Some(sink);
         Ok(from_template)
-    }
-
-    fn spawn_template(&self, socket: &Path, nonce: &str, output: &Path) -> io::Result<Child> {
-        let mut command = Command::new(&self.options.python);
-        if let Some(environment) = &self.options.environment {
-            command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
-        }
-        command
-            .arg("-u")
-            .arg(&self.options.script)
-            .arg(socket)
-            .arg(nonce)
-            .current_dir(&self.options.cwd)
-            .envs(&self.options.env)
-            .stdin(Stdio::null())
-            // A Ctrl-C of the terminal is for this process, which tells the others.
-            .process_group(0)
-            .kill_on_drop(true);
-        if !self.options.inherit_output {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(output)?;
-            command.stdout(file.try_clone()?).stderr(file);
-        }
-        command.spawn()
     }
 
     /// Sends the template its `init` message as soon as there is one.
@@ -341,16 +360,20 @@ impl Drop for PytestHost {
 
 /// Owns the template and the socket.
 struct Actor {
+    options: PytestOptions,
     /// Removed last.
     dir: RunDirectory,
     output: PathBuf,
     listener: UnixListener,
     nonce: String,
-    child: Child,
+    process: Template,
+    /// The template's, as long as its end has not been seen.
     group: Option<Pid>,
     link: Option<Link>,
-    /// Lines for the template from before it connected.
-    early: Vec<String>,
+    /// What the template was told, or is to be told once it has connected.
+    told: Vec<String>,
+    /// Another template takes the place of this one when it has ended.
+    replace: bool,
     inbox: mpsc::UnboundedReceiver<Order>,
     template: mpsc::UnboundedSender<FromTemplate>,
     /// Hears what the template has to say for others once discovery does not listen any more.
@@ -379,15 +402,17 @@ impl Actor {
                 }
                 said = next(&mut self.link) => self.on_template(said),
                 order = self.inbox.recv() => match order {
-                    Some(Order::Tell(line)) => match &mut self.link {
-                        Some(link) => link.send_line(&line),
-                        None => self.early.push(line),
-                    },
+                    Some(Order::Tell(line)) => {
+                        if let Some(link) = &mut self.link {
+                            link.send_line(&line);
+                        }
+                        self.told.push(line);
+                    }
                     Some(Order::Fork { id, reply }) => self.fork(id, reply),
                     Some(Order::Shutdown { now }) => break now,
                     None => break true,
                 },
-                status = self.child.wait(), if self.group.is_some() => self.on_end(status),
+                status = self.process.wait(), if self.group.is_some() => self.on_end(status),
             }
         };
         self.end(now).await;
@@ -409,8 +434,8 @@ impl Actor {
         }
         if hello.is_template {
             let link = self.link.insert(link);
-            for line in self.early.drain(..) {
-                link.send_line(&line);
+            for line in &self.told {
+                link.send_line(line);
             }
             return;
         }
@@ -440,6 +465,7 @@ impl Actor {
                     let _ = reply.send(Err(text));
                 }
             }
+            Ok(Some(Incoming::Replace)) => self.replace = true,
             Ok(Some(Incoming::Log(text))) => tracing::info!(sandbox = "template", "{text}"),
             Ok(Some(message)) => {
                 let unheard = self.template.send(FromTemplate::Message(message));
@@ -480,6 +506,20 @@ impl Actor {
                 _ => self.link = None,
             }
         }
+        if std::mem::take(&mut self.replace) {
+            match Template::start(&self.options, &self.dir.socket(), &self.nonce, &self.output) {
+                Ok(process) => {
+                    self.group = process.group();
+                    self.process = process;
+                }
+                Err(error) => {
+                    let python = self.options.python.display();
+                    let text = format!("Another template process cannot be started with {python}: {error}");
+                    let _ = self.template.send(FromTemplate::Ended(text));
+                }
+            }
+            return;
+        }
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let text = format!("The template process of pytest ended ({how}).{}", self.last_words());
         for (id, reply) in self.asked.drain() {
@@ -506,7 +546,7 @@ impl Actor {
             loop {
                 tokio::select! {
                     said = next(&mut self.link) => self.on_template(said),
-                    _ = self.child.wait() => {
+                    _ = self.process.wait() => {
                         self.group = None;
                         break;
                     }
@@ -519,7 +559,7 @@ impl Actor {
         }
         if let Some(group) = self.group {
             kill_group(group);
-            let _ = self.child.wait().await;
+            let _ = self.process.wait().await;
         }
     }
 }

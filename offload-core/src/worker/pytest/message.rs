@@ -75,6 +75,8 @@ pub(crate) enum Incoming {
         exit_code: i32,
         text: String,
     },
+    /// The template ends: a fresh one has to be in its place.
+    Replace,
     /// The process is that of the test alone, where it has one.
     Started(TestKey, Option<Pid>),
     Finished(TestKey, Box<TestResult>),
@@ -182,6 +184,7 @@ enum Kind {
     Warning,
     Log,
     Fatal,
+    Replace,
     Exited,
     Started,
     Finished,
@@ -349,6 +352,7 @@ impl Line {
             (Kind::Fatal, _) => {
                 Incoming::Fatal { exit_code: self.exit_code.unwrap_or(3), text: self.text.unwrap_or_default().0 }
             }
+            (Kind::Replace, _) => Incoming::Replace,
             (Kind::Warning, _) => Incoming::Native("warning", or_null(self.warning.as_deref()).into()),
             (Kind::Property, _) => {
                 let (name, value) = (or_null(self.name.as_deref()), or_null(self.value.as_deref()));

@@ -1,0 +1,99 @@
+//! The template's process: one that is started here, or a fork of the controller's that is taken over.
+//!
+//! A fresh Python takes a tenth of a second and more to load pytest. Where the controller is a pytest, it forks before
+//! it has loaded anything of the project's; that fork waits to be told where to connect, and is the template. It can
+//! turn out to be of no use, because workers have to be started fresh; then a fresh template takes its place.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+
+use rustix::process::{Pid, WaitOptions, waitpid};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+use super::host::{PytestOptions, kill_group};
+
+/// The template's process, a child of this one.
+#[derive(Debug)]
+pub(super) enum Template {
+    Started(Child),
+    Adopted(Adopted),
+}
+
+impl Template {
+    /// Starts a fresh one, which connects to `socket` and says `nonce`.
+    pub fn start(options: &PytestOptions, socket: &Path, nonce: &str, output: &Path) -> io::Result<Self> {
+        let mut command = Command::new(&options.python);
+        if let Some(environment) = &options.environment {
+            command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
+        }
+        command
+            .arg("-u")
+            .arg(&options.script)
+            .arg(socket)
+            .arg(nonce)
+            .current_dir(&options.cwd)
+            .envs(&options.env)
+            .stdin(Stdio::null())
+            // A Ctrl-C of the terminal is for this process, which tells the others.
+            .process_group(0)
+            .kill_on_drop(true);
+        if !options.inherit_output {
+            let file = OpenOptions::new().create(true).append(true).open(output)?;
+            command.stdout(file.try_clone()?).stderr(file);
+        }
+        command.spawn().map(Self::Started)
+    }
+
+    /// Takes over the child `pid`.
+    pub fn adopt(pid: i32) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        // A thread, because nothing else that waits for a process is safe to use and misses nothing.
+        let ended = tokio::task::spawn_blocking(move || match waitpid(Some(pid), WaitOptions::empty())? {
+            Some((_, status)) => Ok(ExitStatus::from_raw(status.as_raw())),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        });
+        Ok(Self::Adopted(Adopted { pid, ended }))
+    }
+
+    /// Its process group, as long as its end has not been seen.
+    pub fn group(&self) -> Option<Pid> {
+        match self {
+            Self::Started(child) => child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
+            Self::Adopted(adopted) => Some(adopted.pid),
+        }
+    }
+
+    /// Waits for its end. Nothing is lost when this is dropped before.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        match self {
+            Self::Started(child) => child.wait().await,
+            Self::Adopted(adopted) => adopted.wait().await,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Adopted {
+    pid: Pid,
+    /// How it ended.
+    ended: JoinHandle<io::Result<ExitStatus>>,
+}
+
+impl Adopted {
+    async fn wait(&mut self) -> io::Result<ExitStatus> {
+        (&mut self.ended).await.map_err(io::Error::other).flatten()
+    }
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        // Its number is its own for as long as nobody has heard of its end.
+        if !self.ended.is_finished() {
+            kill_group(self.pid);
+        }
+    }
+}
