@@ -16,7 +16,7 @@ pub fn exit_code(outcome: Outcome) -> i32 {
             let text = chain(&error);
             // Diagnoses that come with their own heading and snippet are whole.
             let text = if text.starts_with("error") { text } else { format!("error: {text}") };
-            let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
+            let _ = writeln!(std::io::stderr(), "{}", crate::masked::text(text.trim_end()));
             NOTHING_RUN
         }
     }

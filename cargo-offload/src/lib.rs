@@ -4,6 +4,7 @@
 mod cli;
 mod commands;
 mod failure;
+mod masked;
 mod settings;
 mod signals;
 
@@ -87,5 +88,5 @@ fn start_logging(common: &CommonArgs) {
         Err(_) if common.verbose >= 2 => EnvFilter::new("offload_core=debug,cargo_offload=debug"),
         Err(_) => return,
     };
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| masked::Log).try_init();
 }

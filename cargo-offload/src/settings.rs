@@ -132,6 +132,7 @@ impl Settings {
 
     fn resolve(source: Option<&ConfigSource>, overrides: &Overrides, defaults: Defaults) -> anyhow::Result<Self> {
         let resolved = resolve(source, environment(), &overrides.0, defaults)?;
+        crate::masked::keep(&resolved.config.secrets);
         let base_dir = std::path::absolute(&resolved.base_dir).context("the current directory cannot be determined")?;
         let mut config = resolved.config.clone();
         config.report.output_dir = base_dir.join(&config.report.output_dir);

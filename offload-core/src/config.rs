@@ -24,6 +24,7 @@ use std::time::Duration;
 pub use self::resolve::{Defaults, Override, Resolved, Setting, resolve};
 pub use self::source::{ConfigSource, SourceKind, find_config, find_config_of};
 use crate::framework::Isolation;
+use crate::secret::Secrets;
 
 /// Everything that can be configured, resolved.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -42,6 +43,8 @@ pub struct Config {
     pub history: HistoryConfig,
     /// `[checkpoint]`
     pub checkpoint: CheckpointConfig,
+    /// What is secret among the variables of all `env` tables.
+    pub secrets: Secrets,
     /// Sentences on everything that was set and has no effect, for the user to read.
     pub notices: Vec<String>,
 }

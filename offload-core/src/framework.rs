@@ -10,6 +10,7 @@
 pub mod cargo;
 pub mod default;
 pub mod pytest;
+mod surroundings;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -41,6 +41,7 @@ pub mod framework;
 pub mod orchestrator;
 pub mod provider;
 pub mod report;
+pub mod secret;
 pub mod worker;
 
 pub use config::{Config, load_config};

@@ -10,6 +10,7 @@
 mod batch;
 mod cancel;
 mod dispatch;
+mod mask;
 mod pool;
 mod remote;
 mod result;

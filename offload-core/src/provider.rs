@@ -9,7 +9,7 @@ pub mod docker;
 pub mod local;
 mod luggage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_core::Stream;
 use tokio::io::AsyncWrite;
+
+use crate::secret::Secrets;
 
 /// What can go wrong with a sandbox. None of it is ever a test's failure.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,8 @@ pub struct Command {
     pub args: Vec<String>,
     /// Environment variables, on top of the sandbox's own.
     pub env: BTreeMap<String, String>,
+    /// Those among them whose values must not be seen by others: not in the arguments of any process.
+    pub secret: BTreeSet<String>,
     /// The working directory; `None`: the sandbox's.
     pub working_dir: Option<PathBuf>,
     /// After this long the command is ended with everything that it started; `None`: never.
@@ -74,7 +78,23 @@ impl Command {
         }
     }
 
-    /// The command as one line for a POSIX shell: environment, working directory, program and arguments, all quoted.
+    /// Marks the variables in which one of `secrets` is.
+    pub(crate) fn conceal(&mut self, secrets: &Secrets) {
+        if !secrets.is_empty() {
+            let secret = self.env.iter().filter(|(_, value)| secrets.are_in(value)).map(|(name, _)| name.clone());
+            self.secret.extend(secret.collect::<Vec<_>>());
+        }
+    }
+
+    /// The variables that [must not be seen](Self::secret), which [`Self::to_shell`] leaves out.
+    pub fn secret_env(&self) -> BTreeMap<String, String> {
+        let secret = self.env.iter().filter(|(name, _)| self.secret.contains(*name));
+        secret.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    /// The command as one line for a POSIX shell: environment, working directory, program and arguments, all quoted. What
+    /// is in the line can be seen by everybody on the machine, so variables that are [secret](Self::secret) are left out;
+    /// they are to be handed on in another way.
     pub fn to_shell(&self) -> String {
         let mut line = String::new();
         if let Some(dir) = &self.working_dir {
@@ -82,9 +102,9 @@ impl Command {
             line.push_str(&crate::connector::quote(&dir.to_string_lossy()));
             line.push_str(" && ");
         }
-        if !self.env.is_empty() {
+        if self.env.keys().any(|name| !self.secret.contains(name)) {
             line.push_str("env ");
-            for (key, value) in &self.env {
+            for (key, value) in self.env.iter().filter(|(name, _)| !self.secret.contains(*name)) {
                 line.push_str(&crate::connector::quote(&format!("{key}={value}")));
                 line.push(' ');
             }

@@ -6,6 +6,7 @@ A session begins when it is made: the template process starts at once, and colle
   `init` message as they are, then what the JSON object `init_extra` has;
 - `template_pid`: a child of this process that is the template and waits for what `meeting_point` says;
 - `cwd`, `python`, `worker_py`: what is started, and where; `env` (dict): variables on top of the environment;
+- `secrets` (list): values that are masked in everything that comes back;
 - `retries`, `timeout_secs` (None or 0: none), `junit`, `history` (paths or None), `record_history` (True), `dist`;
 - `inherit_output`, `continue_on_collection_errors` (bool);
 - `flush_ms`: how long events may be held back to come together (20);

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
@@ -48,6 +48,8 @@ class Settings:
     record_history: bool
     #: Environment variables of the tests.
     env: dict[str, str]
+    #: What is to be masked in all that the run says.
+    secrets: tuple[str, ...] = field(repr=False)
     fail_on_flaky: bool
     #: xdist's options from the configuration that this run replaces, for the header.
     replaced: str
@@ -206,6 +208,7 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
         history=history,
         record_history=found["record_history"] is not False,
         env=env,
+        secrets=tuple(found["secrets"]),
         fail_on_flaky=options.offload_fail_on_flaky,
         replaced=replaced,
         notices=tuple(found["notices"]),

@@ -107,6 +107,7 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
         "history": settings.history and str(settings.history),
         "record_history": settings.record_history,
         "env": dict(hash_seed, **settings.env),
+        "secrets": list(settings.secrets),
         "mainargv": list(sys.argv),
         "run_uid": run_uid,
         "inherit_output": inherit_output,

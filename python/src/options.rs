@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use offload_core::config::{Config, HistoryConfig, LocalProviderConfig, OffloadConfig, ProviderConfig, RecordHistory};
+use offload_core::secret::Secrets;
 use offload_core::worker::pytest::{Dist, PytestOptions};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -47,6 +48,7 @@ impl Options {
                 ..OffloadConfig::default()
             },
             provider: ProviderConfig::Local(provider.clone()),
+            secrets: Secrets::new(optional::<Vec<String>>(options, "secrets")?.unwrap_or_default()),
             history: HistoryConfig {
                 record_history: if record { RecordHistory::Always } else { RecordHistory::Flag },
                 // Nothing is read from a path that is empty.

@@ -114,6 +114,7 @@ fn to_dict<'py>(
         dict.set_item("start_method", &pytest.start_method)?;
     }
     dict.set_item("env", env)?;
+    dict.set_item("secrets", config.secrets.values().collect::<Vec<_>>())?;
     let report = ["report.output_dir", "report.junit", "report.junit_file"];
     let wanted = report.iter().any(|key| resolved.is_set(key));
     dict.set_item("junit", config.report.junit_path().filter(|_| wanted).map(|path| base_dir.join(path)))?;

@@ -151,3 +151,36 @@ def test_durations_are_kept_in_the_cache_and_nowhere_else(run: Runner) -> None:
     durations.unlink()
     assert offload(run, "-p", "no:cacheprovider").exit_code == 0
     assert not durations.exists()
+
+
+def test_secrets_are_in_nothing_that_is_said(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTSIDE", "swordfish-1")
+    run.write(
+        test_a="""
+import json, os, sys, warnings
+def test_it(record_property):
+    assert os.environ["TOKEN"] == "hunter2<'>" and os.environ["OTHER"] == "swordfish-1"
+    print(json.dumps(dict(os.environ)))
+    print(os.environ["TOKEN"], file=sys.stderr)
+    warnings.warn(os.environ["TOKEN"])
+    record_property("token", os.environ["TOKEN"])
+    assert os.environ["TOKEN"] == "else", os.environ["OTHER"]
+@pytest.mark.parametrize("word", [os.environ.get("OTHER", "none")])
+def test_named(word): pass
+def test_skipped(): pytest.skip(os.environ["TOKEN"])
+""",
+    )
+    env = '[tool.offload.provider.env]\nTOKEN = { value = "hunter2<\'>", secret = true }\nOTHER = "${OUTSIDE}"\n'
+    file(run, "pyproject.toml", env)
+    monkeypatch.setenv("OFFLOAD_REPORT_OUTPUT_DIR", str(run.path / "ours"))
+    outcome = run.offload("-rA", "-vv", "--junitxml=theirs.xml", "--durations=0")
+    assert outcome.counts == {"failed": 1, "passed": 1, "skipped": 1, "warnings": 2}
+    written = [run.path / "theirs.xml", run.path / "ours" / "junit.xml", run.path / "record.json"]
+    written += (run.path / ".pytest_cache").rglob("*")
+    texts = [outcome.text, outcome.errors]
+    texts += [path.read_text(encoding="utf-8") for path in written if path.is_file()]
+    for text in texts:
+        assert "hunter2" not in text
+        assert "swordfish" not in text
+    assert '"TOKEN": "***"' in outcome.text
+    assert "PASSED test_a.py::test_named[***]" in outcome.text

@@ -18,3 +18,4 @@ mod offload_run;
 mod output;
 mod overlap;
 mod remote;
+mod secrets;

@@ -11,6 +11,7 @@ use crate::cli::cargo::CargoListArgs;
 use crate::cli::offload::ListFormat;
 use crate::cli::{CommonArgs, MessageFormat, ReportArgs};
 use crate::failure::{NOTHING_RUN, Outcome};
+use crate::masked;
 use crate::settings::{Overrides, Settings};
 
 /// The version of the JSON listing.
@@ -45,16 +46,19 @@ fn list(framework: &dyn TestFramework, format: ListFormat, quiet: bool) -> Outco
     let text = match format {
         ListFormat::Json => {
             let tests: Vec<_> = tests.iter().map(entry).collect();
-            format!("{:#}\n", json!({ "format": LIST_FORMAT, "tests": tests }))
+            masked::json(&format!("{:#}\n", json!({ "format": LIST_FORMAT, "tests": tests }))).into_owned()
         }
-        ListFormat::Text => tests.iter().fold(String::new(), |mut text, test| {
-            text.push_str(&test.id);
-            if let Some(reason) = &test.skipped {
-                text.push_str(&format!(" (skipped: {reason})"));
-            }
-            text.push('\n');
-            text
-        }),
+        ListFormat::Text => {
+            let text = tests.iter().fold(String::new(), |mut text, test| {
+                text.push_str(&test.id);
+                if let Some(reason) = &test.skipped {
+                    text.push_str(&format!(" (skipped: {reason})"));
+                }
+                text.push('\n');
+                text
+            });
+            masked::text(&text).into_owned()
+        }
     };
     // A reader that was closed has read enough.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
@@ -70,11 +74,11 @@ async fn discover(framework: &dyn TestFramework, quiet: bool) -> anyhow::Result<
     let (mut tests, mut problems) = (Vec::new(), false);
     let mut take = |found| match found {
         Discovered::Tests(more) => tests.extend(more),
-        Discovered::BuildOutput(line) if !quiet => eprintln!("{line}"),
-        Discovered::Warning(text) => eprintln!("warning: {text}"),
+        Discovered::BuildOutput(line) if !quiet => eprintln!("{}", masked::text(&line)),
+        Discovered::Warning(text) => eprintln!("warning: {}", masked::text(&text)),
         Discovered::Problem(text) => {
             problems = true;
-            eprintln!("error: {text}");
+            eprintln!("error: {}", masked::text(&text));
         }
         Discovered::BuildOutput(_)
         | Discovered::BuildStarted

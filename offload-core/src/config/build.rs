@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::resolve::Picked;
+use super::schema::{KEYS, Kind};
 use super::value::{Checked, Entry};
 use super::{
     CargoFrameworkConfig, CheckpointConfig, Config, DefaultFrameworkConfig, DefaultProviderConfig,
@@ -12,6 +13,7 @@ use super::{
     ProviderConfig, PytestFrameworkConfig, RecordHistory, ReportConfig,
 };
 use crate::framework::Isolation;
+use crate::secret::Secrets;
 
 /// What the schema spells in TOML as a default.
 #[expect(clippy::expect_used, reason = "the schema is a constant; the tests of the configuration read all of it")]
@@ -147,8 +149,23 @@ pub(super) fn config(
             default_duration: values.secs("history.default_duration_secs"),
         },
         checkpoint: CheckpointConfig { build_inputs: values.texts("checkpoint.build_inputs") },
+        secrets: secrets(picks),
         notices: Vec::new(),
     }
+}
+
+/// What is secret among the variables that are set somewhere.
+fn secrets(picks: &BTreeMap<&'static str, Picked>) -> Secrets {
+    let is_env = |name: &str| KEYS.iter().any(|key| key.name == name && key.kind == Kind::Env);
+    let tables = picks.iter().filter(|(name, _)| is_env(name)).map(|(_, picked)| &picked.value);
+    let entries = tables.flat_map(|value| match value {
+        Checked::Table(entries) => entries.as_slice(),
+        _ => &[],
+    });
+    Secrets::new(entries.flat_map(|(_, entry, _)| match entry {
+        Entry::Text(text) => text.secrets().collect(),
+        Entry::Other(_) => Vec::new(),
+    }))
 }
 
 fn provider(values: &Values<'_>) -> ProviderConfig {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::secret::MASK;
+
 /// A string and how it came about.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Text {
@@ -9,12 +11,21 @@ pub(super) struct Text {
     pub(super) value: String,
     /// What was written, where that is something else: the value may then be a secret, and is not shown.
     template: Option<String>,
+    /// What the variables hold that were written.
+    variables: Vec<String>,
+    /// Whether somebody has said that it is a secret, or that it is none.
+    pub(super) secret: Option<bool>,
 }
 
 impl Text {
     /// A string that was written as it is.
     pub(super) fn plain(value: impl Into<String>) -> Self {
-        Self { value: value.into(), template: None }
+        Self { value: value.into(), ..Self::default() }
+    }
+
+    /// The same, said to be a secret or none; `None`: nobody says.
+    pub(super) fn with_secrecy(self, secret: Option<bool>) -> Self {
+        Self { secret, ..self }
     }
 
     /// Whether something else was written, with references in it.
@@ -24,7 +35,22 @@ impl Text {
 
     /// What may be shown to people.
     pub(super) fn shown(&self) -> &str {
-        self.template.as_deref().unwrap_or(&self.value)
+        match &self.template {
+            Some(template) => template,
+            None if self.secret == Some(true) => MASK,
+            None => &self.value,
+        }
+    }
+
+    /// What must not be shown, if this is a variable's value: all of it, where somebody has said so; else what came from
+    /// the environment.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &str> {
+        let all = (self.secret == Some(true)).then_some(&self.value);
+        let parts = self.variables.iter().filter(|_| self.secret != Some(false));
+        // What stands around `{root}` is put together with it only where the tests are.
+        all.into_iter()
+            .flat_map(|value| std::iter::once(value.as_str()).chain(value.split("{root}")))
+            .chain(parts.map(String::as_str))
     }
 }
 
@@ -48,6 +74,7 @@ pub(super) fn expand(text: &str, env: &BTreeMap<String, String>) -> Result<Text,
     let mut value = String::with_capacity(text.len());
     let mut rest = text;
     let mut referenced = false;
+    let mut variables = Vec::new();
     while let Some(at) = rest.find("${") {
         let (before, reference) = rest.split_at(at);
         if let Some(before) = before.strip_suffix('$') {
@@ -69,12 +96,13 @@ pub(super) fn expand(text: &str, env: &BTreeMap<String, String>) -> Result<Text,
         }
         // As in a shell, `:-` also replaces a variable that is set to nothing.
         let set = env.get(name).map(String::as_str).filter(|set| default.is_none() || !set.is_empty());
+        variables.extend(set.map(str::to_owned));
         value.push_str(set.or(default).ok_or_else(|| ExpandError::Unset { name: name.to_owned() })?);
         referenced = true;
         rest = &reference[end + 1..];
     }
     value.push_str(rest);
-    Ok(Text { value, template: referenced.then(|| text.to_owned()) })
+    Ok(Text { value, template: referenced.then(|| text.to_owned()), variables, secret: None })
 }
 
 fn is_name(name: &str) -> bool {
@@ -127,5 +155,13 @@ mod tests {
         let shown = |text| expand(text, &env).map(|text| text.shown().to_owned());
         assert_eq!(shown("Bearer ${TOKEN}").as_deref(), Ok("Bearer ${TOKEN}"));
         assert_eq!(shown("$${TOKEN}").as_deref(), Ok("${TOKEN}"));
+        let secrets = |text, secret| {
+            let text = Text { secret, ..expand(text, &env).unwrap() };
+            text.secrets().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(secrets("Bearer ${TOKEN}, ${USER:-nobody}", None), ["s3cret"]);
+        assert_eq!(secrets("Bearer ${TOKEN}", Some(false)), [""; 0]);
+        assert_eq!(secrets("{root}/word", Some(true)), ["{root}/word", "", "/word"]);
+        assert_eq!(Text { secret: Some(true), ..Text::plain("word") }.shown(), "***");
     }
 }

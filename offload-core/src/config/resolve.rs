@@ -1,9 +1,10 @@
 //! Lays command line, environment, file and defaults over each other, once.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{self, Problem, Where, alternatives};
 use super::layer::{Assignment, Layers, Rank};
@@ -144,10 +145,12 @@ pub fn resolve(
     let text = source.map(ConfigSource::read).transpose()?.unwrap_or_default();
 
     let mut layers = Layers::default();
+    let mut marked = Vec::new();
     layers.add_defaults(&defaults);
     if let Some(source) = source {
         // With broken syntax the tree behind it means little: what it lacks would be reported as missing.
         let document = parse(&text).map_err(|problems| diagnostic::error(problems, &path, &text))?;
+        mark(&document, &mut marked);
         let located = source.table(&document).map_err(|problem| diagnostic::error(vec![problem], &path, &text))?;
         layers.add_file(&Reader { text: &text, env: &env }, &located, source.kind());
     }
@@ -155,7 +158,8 @@ pub fn resolve(
     layers.add_overrides(overrides);
 
     let resolver = Resolver { path: &path, text: &text, layers, inside_pytest: defaults.inside_pytest };
-    let (config, origins) = resolver.run().map_err(|problems| diagnostic::error(problems, &path, &text))?;
+    let (config, origins) =
+        resolver.run().map_err(|problems| diagnostic::error(problems, &path, &conceal(&text, &marked)))?;
     Ok(Resolved { config, origins, base_dir: source.map_or_else(|| PathBuf::from("."), ConfigSource::base_dir) })
 }
 
@@ -175,6 +179,33 @@ fn parse(text: &str) -> Result<DeTable<'_>, Vec<Problem>> {
         }
     }
     Err(problems)
+}
+
+/// Finds the places of values in the file that are marked as secrets.
+fn mark(table: &DeTable<'_>, marked: &mut Vec<Range<usize>>) {
+    if let (Some(value), Some(secret)) = (table.get("value"), table.get("secret"))
+        && !matches!(secret.get_ref(), DeValue::Boolean(false))
+    {
+        marked.push(value.span());
+    }
+    for (_, value) in table {
+        if let DeValue::Table(table) = value.get_ref() {
+            mark(table, marked);
+        }
+    }
+}
+
+/// The file as a diagnosis may show it: what is marked as a secret is made unreadable, and stays as long as it is.
+fn conceal(text: &str, marked: &[Range<usize>]) -> String {
+    let hidden = |at: usize| marked.iter().any(|range| range.contains(&at));
+    text.char_indices().fold(String::with_capacity(text.len()), |mut shown, (at, c)| {
+        if hidden(at) && !"\r\n\"'".contains(c) {
+            shown.extend(std::iter::repeat_n('*', c.len_utf8()));
+        } else {
+            shown.push(c);
+        }
+        shown
+    })
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -305,6 +305,7 @@ fn check_env(key: &str, entries: &[(String, Raw)], problems: &mut Vec<Problem>) 
     let before = problems.len();
     let mut variables = Vec::with_capacity(entries.len());
     for (name, raw) in entries {
+        let Some(raw) = &with_secrecy(key, name, raw, problems) else { continue };
         match &raw.data {
             // The operating system knows no such names and values.
             Data::Text(text) if name.is_empty() || name.contains(['=', '\0']) || text.value.contains('\0') => {
@@ -316,6 +317,33 @@ fn check_env(key: &str, entries: &[(String, Raw)], problems: &mut Vec<Problem>) 
         }
     }
     (problems.len() == before).then_some(Checked::Table(variables))
+}
+
+/// `{ value = "…", secret = true }` as a string that says of itself whether it is a secret; anything else as it is.
+fn with_secrecy(key: &str, name: &str, raw: &Raw, problems: &mut Vec<Problem>) -> Option<Raw> {
+    let Data::Table(fields) = &raw.data else { return Some(raw.clone()) };
+    let before = problems.len();
+    let (mut text, mut secret) = (None, None);
+    for (field, raw) in fields {
+        let full = format!("`{key}.{name}.{field}`");
+        match (field.as_str(), &raw.data) {
+            ("value", Data::Text(value)) => text = Some(value.clone()),
+            ("secret", Data::Bool(yes)) => secret = Some(*yes),
+            ("value", _) => problems.push(wrong_type(&full, "expected a string", Kind::Text, raw)),
+            ("secret", _) => problems.push(wrong_type(&full, "expected `true` or `false`", Kind::Bool, raw)),
+            _ => problems.push(Problem::new(
+                format!("unknown key {full}"),
+                raw.place.to_where(),
+                "expected `value` or `secret`",
+            )),
+        }
+    }
+    if text.is_none() && problems.len() == before {
+        let label = "expected a string, or `{ value = \"…\", secret = true }`";
+        problems.push(Problem::new(format!("`{key}.{name}` has no `value`"), raw.place.to_where(), label));
+    }
+    let data = Data::Text(text?.with_secrecy(secret));
+    (problems.len() == before).then(|| Raw { data, place: raw.place.clone() })
 }
 
 fn entry(data: &Data) -> Entry {
@@ -340,7 +368,10 @@ fn spelled(parts: impl Iterator<Item = String>) -> String {
 /// An entry as TOML, secrets hidden.
 pub(super) fn spell(entry: &Entry) -> String {
     match entry {
-        Entry::Text(text) => spell_text(text.shown()),
+        Entry::Text(text) => match text.secret {
+            Some(secret) => format!("{{ value = {}, secret = {secret} }}", spell_text(text.shown())),
+            None => spell_text(text.shown()),
+        },
         Entry::Other(other) => other.clone(),
     }
 }

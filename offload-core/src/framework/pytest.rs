@@ -27,7 +27,7 @@ use self::results::Listing;
 use super::default::gather;
 use super::{
     Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestFramework, TestInstance, TestRecord,
-    TestResult,
+    TestResult, surroundings,
 };
 use crate::config::{GroupConfig, PytestFrameworkConfig};
 use crate::connector::{Connector as _, RunOptions, ShellConnector, describe_exit, tail_of};
@@ -180,7 +180,8 @@ async fn collect(
     let out = tempfile::NamedTempFile::new().map_err(|error| failed(format!("no temporary file: {error}")))?;
     let line = command::list(config, filters, paths, &out.path().to_string_lossy());
     let root = std::path::absolute(&root).map_err(|error| failed(error.to_string()))?;
-    let mut options = RunOptions { working_dir: Some(root.clone()), ..RunOptions::default() };
+    let env = surroundings::variables(&config.env);
+    let mut options = RunOptions { working_dir: Some(root.clone()), env, ..RunOptions::default() };
     options.env.insert("OFFLOAD_ROOT".to_owned(), root.to_string_lossy().into_owned());
     let output = ShellConnector::default().run(&line, &options).await.map_err(|error| failed(error.to_string()))?;
     let written = std::fs::read(out.path()).map_err(|error| failed(error.to_string()))?;
@@ -229,7 +230,8 @@ impl TestFramework for PytestFramework {
                 }),
             }
         }
-        Command::shell(command::run(&self.config, &invocations, result_file))
+        let env = surroundings::variables(&self.config.env);
+        Command { env, ..Command::shell(command::run(&self.config, &invocations, result_file)) }
     }
 
     fn parse_results(

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::connector::{OUTPUT_LIMIT, collect};
 use crate::framework::{TestFramework, TestInstance, TestResult};
 use crate::provider::Sandbox;
+use crate::secret::Secrets;
 
 /// Runs `tests` with one command and reads their results: one for each, in order.
 ///
@@ -18,12 +19,14 @@ pub(super) async fn run(
     tests: &[TestInstance],
     result_file: &str,
     default_timeout: Duration,
+    secrets: &Secrets,
 ) -> Result<Vec<TestResult>, String> {
     let mut command = framework.produce_test_execution_command(tests, result_file);
     if command.timeout.is_none() {
         let limits = tests.iter().map(|test| test.record.timeout.unwrap_or(default_timeout));
         command.timeout = Some(limits.fold(Duration::ZERO, Duration::saturating_add));
     }
+    command.conceal(secrets);
     let started = Instant::now();
     let stream = sandbox.exec_stream(&command).await.map_err(|error| error.to_string())?;
     let mut output = collect(stream, OUTPUT_LIMIT).await.map_err(|error| error.to_string())?;

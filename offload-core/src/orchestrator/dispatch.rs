@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::cancel::Urgency;
+use super::mask::mask;
 use super::pool::SandboxPool;
 use super::remote::Session;
 use super::result::RunResult;
@@ -26,6 +27,7 @@ use crate::event::{Attempt, FORMAT_VERSION, FinishedTest, RunEvent, StopReason, 
 use crate::framework::{Discovered, Execution, FrameworkResult, Isolation, TestRecord};
 use crate::provider::{ProviderResult, Sandbox};
 use crate::report::Reporter;
+use crate::secret::Pieces;
 use crate::worker::{TestKey, Unit, UnitKey};
 
 /// How often the reports are asked to show that time passes.
@@ -88,6 +90,8 @@ pub(super) struct Dispatcher<'a> {
     terminating: usize,
     losses_in_a_row: u32,
     last_loss: String,
+    /// What tests write while they run, as far as it cannot be shown yet.
+    pieces: HashMap<(SandboxIndex, TestKey), Pieces>,
     give_up_at: Option<Instant>,
     result: RunResult,
 }
@@ -119,6 +123,7 @@ impl<'a> Dispatcher<'a> {
             timeout: config.offload.test_timeout,
             no_capture: orchestrator.no_capture,
             yield_on_failure: config.offload.max_fail.is_some(),
+            secrets: config.secrets.clone(),
             reports,
         };
         Ok(Self {
@@ -143,6 +148,7 @@ impl<'a> Dispatcher<'a> {
             terminating: 0,
             losses_in_a_row: 0,
             last_loss: String::new(),
+            pieces: HashMap::new(),
             give_up_at: None,
             result: RunResult { slow_test: config.offload.slow_test, ..RunResult::default() },
         })
@@ -208,8 +214,10 @@ impl<'a> Dispatcher<'a> {
         self.begun.elapsed()
     }
 
+    /// Tells the reports, and returns what they were told: no secret is in it.
     fn emit(&mut self, event: RunEvent) -> RunEvent {
-        let event = TimedEvent { at: self.now(), event };
+        let mut event = TimedEvent { at: self.now(), event };
+        mask(&self.context.secrets, &mut event.event);
         for reporter in &mut self.reporters {
             reporter.on_event(&event);
         }
@@ -247,8 +255,9 @@ impl<'a> Dispatcher<'a> {
 
     fn problem(&mut self, text: String) {
         self.result.summary.problems += 1;
-        self.result.problems.push(text.clone());
-        self.emit(RunEvent::Problem { text });
+        if let RunEvent::Problem { text } = self.emit(RunEvent::Problem { text }) {
+            self.result.problems.push(text);
+        }
     }
 
     fn stop_for_infrastructure(&mut self, text: String) {

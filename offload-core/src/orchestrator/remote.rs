@@ -55,7 +55,9 @@ impl Session {
         if sandbox.host_slot().is_some() {
             return None;
         }
-        let channel = match sandbox.open_channel(command).await {
+        let mut command = command.clone();
+        command.conceal(&context.secrets);
+        let channel = match sandbox.open_channel(&command).await {
             Ok(channel) => channel?,
             Err(error) => {
                 tracing::warn!(sandbox = sandbox.id(), %error, "no worker can be started");

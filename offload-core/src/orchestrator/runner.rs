@@ -18,6 +18,7 @@ use crate::connector::next_event;
 use crate::event::NativeEvent;
 use crate::framework::{Execution, TestFramework, TestInstance, TestOutcome, TestResult};
 use crate::provider::{HostSlot, ProviderResult, Sandbox};
+use crate::secret::Secrets;
 use crate::worker::libtest::{LibtestOptions, LibtestWorker};
 use crate::worker::pytest::{PytestItem, PytestWorker, Said};
 use crate::worker::{Message, Request, RunItem, TestKey, UnitKey};
@@ -53,6 +54,7 @@ pub(super) struct RunnerContext {
     pub no_capture: bool,
     /// Failures are counted: after one, nothing is started that was not asked for again.
     pub yield_on_failure: bool,
+    pub secrets: Secrets,
     pub reports: mpsc::UnboundedSender<(SandboxIndex, Report)>,
 }
 
@@ -299,8 +301,14 @@ async fn run_commands(
         for job in &jobs {
             report(Report::Message(Message::Started { key: job.key }));
         }
-        let execution =
-            batch::run(sandbox.as_ref(), context.framework.as_ref(), &instances, &result_file, context.timeout);
+        let execution = batch::run(
+            sandbox.as_ref(),
+            context.framework.as_ref(),
+            &instances,
+            &result_file,
+            context.timeout,
+            &context.secrets,
+        );
         tokio::pin!(execution);
         let results = loop {
             tokio::select! {

@@ -49,6 +49,8 @@ struct Shared {
     repo_root: Option<String>,
     project_root: Option<String>,
     override_image_id: Option<String>,
+    /// `exec_command` has been seen to hand on what is secret.
+    hands_on: OnceCell<()>,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl DefaultProvider {
             repo_root: None,
             project_root: None,
             override_image_id: None,
+            hands_on: OnceCell::new(),
         };
         Self { shared: Arc::new(shared), cache: None, image: OnceCell::new() }
     }
@@ -346,10 +349,43 @@ impl DefaultSandbox {
         complete
     }
 
+    /// Executes a line in the sandbox. What is secret is in the environment of `exec_command`, which has to hand it on.
     async fn exec_line(&self, line: &str, command: &Command) -> ProviderResult<OutputStream> {
+        if !command.secret.is_empty() {
+            self.shared.hands_on.get_or_try_init(|| self.check_hands_on(command)).await?;
+        }
+        self.exec_unchecked(line, command).await
+    }
+
+    /// Whether `exec_command` hands on what is secret. A test that lacks it would fail, and hardly say why.
+    async fn check_hands_on(&self, command: &Command) -> ProviderResult<()> {
+        let names = command.secret.iter().map(String::as_str).collect::<Vec<_>>();
+        // Others cannot be asked for in a shell.
+        let plain = |name: &&&str| {
+            !name.starts_with(|c: char| c.is_ascii_digit())
+                && name.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
+        };
+        let checks = names.iter().filter(plain).map(|name| format!("[ -n \"${{{name}+x}}\" ] || echo {name}"));
+        let line = Command::shell(checks.collect::<Vec<_>>().join("; ")).to_shell();
+        let check = Command { timeout: None, ..command.clone() };
+        let output = collect(self.exec_unchecked(&line, &check).await?, usize::MAX).await?;
+        let lacking = String::from_utf8_lossy(&output.stdout);
+        let mut lacking = lacking.split_ascii_whitespace().filter(|name| names.contains(name));
+        match lacking.next() {
+            None => Ok(()),
+            Some(name) => Err(ProviderError::Exec(format!(
+                "the variable {name} is a secret, so it is not part of {{command}} but in the environment of \
+                 `exec_command`, which does not hand it on to the sandbox; have it do so, as `docker exec --env {name} \
+                 …` does, or say `secret = false`"
+            ))),
+        }
+    }
+
+    async fn exec_unchecked(&self, line: &str, command: &Command) -> ProviderResult<OutputStream> {
         let values = [("sandbox_id", self.id.as_str()), ("command", line)];
         let line = self.shared.line(&self.shared.config.exec_command, &values)?;
         let mut options = self.shared.options();
+        options.env.extend(command.secret_env());
         let limit = self.shared.config.timeout;
         options.timeout = Some(command.timeout.map_or(limit, |timeout| timeout.min(limit)));
         Ok(reply::unwrap(self.shared.shell.run_stream(&line, &options).await?))

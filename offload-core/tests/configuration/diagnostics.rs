@@ -416,3 +416,38 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn diagnoses_show_no_secret_that_is_marked() {
+    let text = format!(
+        "{MINIMAL}[provider.env]\nA = {{ value = \"hunter2\", secret = \"yes\" }}\nB = {{ secret = true }}\nC = {{ value \
+         = \"swordfish\", secret = true, hidden = 1 }}\nD = {{ value = 5, secret = false }}\n"
+    );
+    assert_snapshot!(Case::file(&text).error(), @r#"
+    error: `provider.env.A.secret` has the wrong type
+     --> offload.toml:6:35
+      |
+    6 | A = { value = "*******", secret = "yes" }
+      |                                   ^^^^^ expected `true` or `false`, found a string
+
+    error: `provider.env.B` has no `value`
+     --> offload.toml:7:5
+      |
+    7 | B = { secret = true }
+      |     ^^^^^^^^^^^^^^^^^ expected a string, or `{ value = "…", secret = true }`
+
+    error: unknown key `provider.env.C.hidden`
+     --> offload.toml:8:52
+      |
+    8 | C = { value = "*********", secret = true, hidden = 1 }
+      |                                                    ^ expected `value` or `secret`
+
+    error: `provider.env.D.value` has the wrong type
+     --> offload.toml:9:15
+      |
+    9 | D = { value = 5, secret = false }
+      |               ^ expected a string, found an integer
+      |
+      = help: write it in quotes: `"5"`
+    "#);
+}

@@ -173,6 +173,32 @@ retry_count = 2
 }
 
 #[test]
+fn what_is_secret_is_known_by_where_it_came_from_and_by_what_is_said_of_it() {
+    let text = format!(
+        "{MINIMAL}[provider.env]\nMARKED = {{ value = \"hunter2\", secret = true }}\nBOTH = {{ value = \"a ${{TOKEN}}\", \
+         secret = true }}\nREFERRED = \"Bearer ${{OTHER}}\"\nOPEN = {{ value = \"${{SHOWN}}\", secret = false }}\n\
+         DEFAULT = \"${{UNSET:-default}}\"\nPLAIN = \"plain\"\n"
+    );
+    let case = Case::file(&text).env(&[("TOKEN", "s3cret"), ("OTHER", "swordfish"), ("SHOWN", "shown")]);
+    let resolved = case.resolve().unwrap();
+    let secrets: Vec<&str> = resolved.config.secrets.values().collect();
+    assert_eq!(secrets, ["a s3cret", "hunter2", "s3cret", "swordfish"]);
+    let ProviderConfig::Local(local) = &resolved.config.provider else { panic!("another provider") };
+    assert_eq!((local.env["MARKED"].as_str(), local.env["OPEN"].as_str()), ("hunter2", "shown"));
+    let rendered = resolved.render();
+    let rendered: Vec<&str> = rendered.lines().filter(|line| line.starts_with("env.")).collect();
+    assert_snapshot!(rendered.join("\n"), @r#"
+    env.MARKED = { value = "***", secret = true }  # offload.toml:6
+    env.BOTH = { value = "a ${TOKEN}", secret = true }  # offload.toml:7
+    env.REFERRED = "Bearer ${OTHER}"              # offload.toml:8
+    env.OPEN = { value = "${SHOWN}", secret = false }  # offload.toml:9
+    env.DEFAULT = "${UNSET:-default}"             # offload.toml:10
+    env.PLAIN = "plain"                           # offload.toml:11
+    "#);
+    assert!(!format!("{:?}", resolved.config.secrets).contains("hunter2"));
+}
+
+#[test]
 fn a_path_is_enough_to_load_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("another-name.toml");

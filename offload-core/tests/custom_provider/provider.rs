@@ -50,7 +50,7 @@ impl Sandbox for ScratchSandbox {
     }
 
     async fn exec_stream(&self, command: &Command) -> ProviderResult<OutputStream> {
-        let options = RunOptions { timeout: command.timeout, ..RunOptions::default() };
+        let options = RunOptions { timeout: command.timeout, env: command.secret_env(), ..RunOptions::default() };
         self.shell.run_stream(&command.to_shell(), &options).await
     }
 

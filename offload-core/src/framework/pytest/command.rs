@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Place, Session};
 use crate::config::PytestFrameworkConfig;
-use crate::connector::{quote, quote_always};
+use crate::connector::quote;
+use crate::framework::surroundings::exports;
 
 const PLUGIN: &str = include_str!("plugin.py");
 
@@ -59,7 +60,7 @@ pub(super) fn run(config: &PytestFrameworkConfig, invocations: &[Invocation<'_>]
     script
 }
 
-/// Makes the temporary directory and the environment.
+/// Makes the temporary directory, and completes the environment.
 fn preamble(config: &PytestFrameworkConfig, out: &str) -> String {
     let out = quote(out);
     let mut script = format!(
@@ -69,13 +70,7 @@ fn preamble(config: &PytestFrameworkConfig, out: &str) -> String {
          code=0\n"
     );
     let _ = write!(script, "cat >\"$dir/plugin\" <<'OFFLOAD_PLUGIN'\n{PLUGIN}OFFLOAD_PLUGIN\n");
-    for (name, value) in &config.env {
-        let _ = writeln!(script, "export {name}={}", with_root(value));
-    }
-    if !config.prepend_path.is_empty() {
-        let entries: Vec<String> = config.prepend_path.iter().map(|entry| with_root(entry)).collect();
-        let _ = writeln!(script, "export PATH={}:\"$PATH\"", entries.join(":"));
-    }
+    script.push_str(&exports(&config.env, &config.prepend_path));
     script
 }
 
@@ -117,11 +112,6 @@ fn command(config: &PytestFrameworkConfig) -> String {
         return "\"$(command -v python || command -v python3 || echo python)\" -m pytest".to_owned();
     }
     command.to_owned()
-}
-
-/// `value` as one shell word in which `{root}` is the repository's root, which only the sandbox knows.
-fn with_root(value: &str) -> String {
-    value.split("{root}").map(quote_always).collect::<Vec<_>>().join("\"${OFFLOAD_ROOT:-$PWD}\"")
 }
 
 /// A file as an argument that is no option and no node id.

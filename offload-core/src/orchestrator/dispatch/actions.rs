@@ -159,9 +159,14 @@ impl Dispatcher<'_> {
         let now = self.now();
         let Some(place) = self.places.get_mut(&index) else { return };
         let id = Arc::clone(&place.id);
+        let reason = self.context.secrets.mask(&reason).into_owned();
         let started = place.assigned.drain().filter(|(_, assigned)| assigned.started_at.is_some());
         let requeued: Vec<_> = started.map(|(key, _)| self.tests[key as usize].info.id.clone()).collect();
         let has_runner = place.runner.is_some();
+        let unfinished: Vec<_> = self.pieces.keys().filter(|(sandbox, _)| *sandbox == index).copied().collect();
+        for (_, key) in unfinished {
+            self.finish_output(index, key);
+        }
         self.losses_in_a_row += 1;
         self.last_loss.clone_from(&reason);
         self.scheduler.sandbox_lost(index, now);

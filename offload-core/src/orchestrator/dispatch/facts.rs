@@ -47,10 +47,11 @@ impl Dispatcher<'_> {
     fn add_tests(&mut self, records: Vec<TestRecord>) {
         let (mut to_run, mut skipped) = (0, Vec::new());
         for record in records {
+            let secrets = &self.context.secrets;
             let info = Arc::new(TestInfo {
-                id: record.id.clone(),
-                name: record.name.clone(),
-                suite: record.suite.id.clone(),
+                id: secrets.mask(&record.id).into_owned(),
+                name: secrets.mask(&record.name).into_owned(),
+                suite: secrets.mask(&record.suite.id).into_owned(),
                 group: Arc::clone(&record.group),
                 line: record.line,
                 // As the scheduler numbers them.
@@ -185,14 +186,30 @@ impl Dispatcher<'_> {
                 self.scheduler.taken_back(index, &tests, now);
             }
             Report::Message(Message::Output { key, text }) => {
-                if let Some(test) = self.tests.get(key as usize) {
-                    let test = Arc::clone(&test.info);
-                    self.emit(RunEvent::TestOutput { test, text });
+                if self.context.secrets.is_empty() {
+                    self.emit_output(key, text);
+                } else if self.places.get(&index).is_some_and(|place| place.assigned.contains_key(&key)) {
+                    let text = self.pieces.entry((index, key)).or_default().push(&self.context.secrets, &text);
+                    self.emit_output(key, text);
                 }
             }
             Report::Message(Message::Log { text }) => tracing::info!(sandbox = index.0, "{text}"),
             Report::Message(Message::Bye { reason: Some(reason) }) => self.lose(index, reason),
             Report::Message(Message::Ready { .. } | Message::Alive | Message::Bye { reason: None }) => {}
+        }
+    }
+
+    fn emit_output(&mut self, key: TestKey, text: String) {
+        if let Some(test) = self.tests.get(key as usize).filter(|_| !text.is_empty()) {
+            let test = Arc::clone(&test.info);
+            self.emit(RunEvent::TestOutput { test, text });
+        }
+    }
+
+    /// Shows what was held back of a test's output.
+    pub(super) fn finish_output(&mut self, index: SandboxIndex, key: TestKey) {
+        if let Some(pieces) = self.pieces.remove(&(index, key)) {
+            self.emit_output(key, pieces.finish());
         }
     }
 
@@ -214,6 +231,7 @@ impl Dispatcher<'_> {
     }
 
     fn on_finished(&mut self, index: SandboxIndex, key: TestKey, mut result: TestResult) {
+        self.finish_output(index, key);
         let now = self.now();
         let Some(place) = self.places.get_mut(&index) else { return };
         let Some(assigned) = place.assigned.remove(&key) else { return };
