@@ -7,6 +7,7 @@
 //! What is decided elsewhere: how a sandbox comes to be ([provider](crate::provider)), what a test is
 //! ([framework](crate::framework)), how anything looks ([report](crate::report)).
 
+mod artifacts;
 mod batch;
 mod cancel;
 mod dispatch;

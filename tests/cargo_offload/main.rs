@@ -7,6 +7,7 @@
 mod docker_support;
 mod support;
 
+mod artifacts;
 mod bad_input;
 mod basics;
 mod docker;

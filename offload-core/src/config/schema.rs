@@ -50,6 +50,8 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// A list of strings.
     Texts,
+    /// A list of patterns of files.
+    Globs,
     /// A list of paths.
     Paths,
     /// A list of strings `LOCAL:REMOTE`.
@@ -177,7 +179,7 @@ impl Key {
 impl Kind {
     /// Whether a value is a single thing, so that an environment variable can hold it.
     pub fn is_scalar(self) -> bool {
-        !matches!(self, Self::Texts | Self::Paths | Self::CopyDirs | Self::Env | Self::Table)
+        !matches!(self, Self::Texts | Self::Globs | Self::Paths | Self::CopyDirs | Self::Env | Self::Table)
     }
 
     /// The type as documentation shows it.
@@ -195,6 +197,7 @@ impl Kind {
             Self::Path => "path".to_owned(),
             Self::OneOf(values) => code_list(values),
             Self::Texts => "list of strings".to_owned(),
+            Self::Globs => "list of patterns".to_owned(),
             Self::Paths => "list of paths".to_owned(),
             Self::CopyDirs => "list of `LOCAL:REMOTE`".to_owned(),
             Self::Env => "table of strings".to_owned(),

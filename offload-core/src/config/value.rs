@@ -260,7 +260,7 @@ pub(super) fn check(key: &str, kind: Kind, raw: &Raw, problems: &mut Vec<Problem
         (Kind::Path | Kind::Command(_) | Kind::TestIdFormat | Kind::OneOf(_), Data::Text(text)) => {
             check_text(key, kind, text, raw).map(|()| Checked::Text(text.clone()))
         }
-        (Kind::Texts | Kind::Paths | Kind::CopyDirs, Data::List(items)) => {
+        (Kind::Texts | Kind::Globs | Kind::Paths | Kind::CopyDirs, Data::List(items)) => {
             return check_items(key, kind, items, problems).map(Checked::List);
         }
         (Kind::Env, Data::Table(entries)) => return check_env(key, entries, problems),
@@ -289,6 +289,18 @@ fn check_items(key: &str, kind: Kind, items: &[Raw], problems: &mut Vec<Problem>
                         .with_help("write it like `fixtures:/app/fixtures`"),
                 );
                 continue;
+            }
+            (Kind::Globs, _) if text.value.is_empty() || text.value.split('/').any(|part| part == "..") => {
+                let label = "expected a pattern without `..`".to_owned();
+                problems.push(bad(key, &format!("contain `{}`", text.shown()), item, label));
+                continue;
+            }
+            (Kind::Globs, _) => {
+                if let Err(error) = globset::Glob::new(&text.value) {
+                    let label = format!("expected a pattern: {}", error.kind());
+                    problems.push(bad(key, &format!("contain `{}`", text.shown()), item, label));
+                    continue;
+                }
             }
             (Kind::Paths, _) if text.value.is_empty() => {
                 problems.push(bad(key, "contain an empty path", item, "expected a path".to_owned()));
@@ -445,7 +457,7 @@ fn quoting_help(kind: Kind, raw: &Raw) -> Option<String> {
         return None;
     }
     let unquoted = match (&raw.data, kind) {
-        (Data::Text(text), Kind::Texts | Kind::Paths | Kind::CopyDirs) => {
+        (Data::Text(text), Kind::Texts | Kind::Globs | Kind::Paths | Kind::CopyDirs) => {
             return Some(format!("write it as a list: `[{}]`", spell_text(text.shown())));
         }
         // `${N}` without quotes would not be TOML.
@@ -477,6 +489,7 @@ fn expected(kind: Kind) -> String {
         Kind::Path => "expected a path in a string".to_owned(),
         Kind::OneOf(values) => format!("expected {}", alternatives(values)),
         Kind::Texts => "expected a list of strings".to_owned(),
+        Kind::Globs => "expected a list of patterns in strings".to_owned(),
         Kind::Paths => "expected a list of paths".to_owned(),
         Kind::CopyDirs => "expected a list of strings `LOCAL:REMOTE`".to_owned(),
         Kind::Env => "expected a table of strings".to_owned(),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex, mpsc, watch};
 
+use super::artifacts::Artifacts;
 use super::cancel::Urgency;
 use super::mask::mask;
 use super::pool::SandboxPool;
@@ -65,6 +66,8 @@ struct Place {
     runner: Option<TestRunner>,
     assigned: HashMap<TestKey, Assigned>,
     busy: Duration,
+    /// Whether a test failed in it; `None` while none has ended.
+    failed: Option<bool>,
 }
 
 pub(super) struct Dispatcher<'a> {
@@ -124,6 +127,7 @@ impl<'a> Dispatcher<'a> {
             no_capture: orchestrator.no_capture,
             yield_on_failure: config.offload.max_fail.is_some(),
             secrets: config.secrets.clone(),
+            artifacts: Artifacts::from_config(config, !orchestrator.provider.isolates()).map(Arc::new),
             reports,
         };
         Ok(Self {

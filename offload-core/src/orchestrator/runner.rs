@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::artifacts::Artifacts;
 use super::batch;
 use super::remote::{RemoteWorker, Session};
 use super::scheduler::SandboxIndex;
@@ -30,6 +31,8 @@ pub(super) enum Report {
     Message(Message),
     /// The sandbox broke.
     Lost(String),
+    /// Something that the user should know and that breaks nothing.
+    Warning(String),
     /// Something of the framework's own, about a test or none.
     Native(Option<TestKey>, NativeEvent),
     /// What executes the tests was replaced, and the sandbox is called otherwise from now on.
@@ -55,6 +58,8 @@ pub(super) struct RunnerContext {
     /// Failures are counted: after one, nothing is started that was not asked for again.
     pub yield_on_failure: bool,
     pub secrets: Secrets,
+    /// What is brought back from sandboxes.
+    pub artifacts: Option<Arc<Artifacts>>,
     pub reports: mpsc::UnboundedSender<(SandboxIndex, Report)>,
 }
 
@@ -63,6 +68,7 @@ pub struct TestRunner {
     sandbox: Arc<dyn Sandbox>,
     executor: Executor,
     timeout: Duration,
+    artifacts: Option<Arc<Artifacts>>,
     reports: mpsc::UnboundedSender<(SandboxIndex, Report)>,
     index: SandboxIndex,
 }
@@ -92,7 +98,7 @@ impl TestRunner {
             let reports = context.reports.clone();
             let worker = RemoteWorker::start(session, move |report| drop(reports.send((index, report))));
             let executor = Executor::Remote { worker, defined: HashSet::new() };
-            return Ok(Self { sandbox, executor, timeout: context.timeout, reports: context.reports.clone(), index });
+            return Ok(Self::of(sandbox, executor, index, context));
         }
         let executor = match (&context.execution, sandbox.host_slot()) {
             (Execution::Libtest(execution), Some(HostSlot { env })) => {
@@ -131,7 +137,13 @@ impl TestRunner {
                 Executor::Commands { orders, task }
             }
         };
-        Ok(Self { sandbox, executor, timeout: context.timeout, reports: context.reports.clone(), index })
+        Ok(Self::of(sandbox, executor, index, context))
+    }
+
+    fn of(sandbox: Arc<dyn Sandbox>, executor: Executor, index: SandboxIndex, context: &RunnerContext) -> Self {
+        // Commands have theirs brought after each batch.
+        let artifacts = context.artifacts.clone().filter(|_| !matches!(executor, Executor::Commands { .. }));
+        Self { sandbox, executor, timeout: context.timeout, artifacts, reports: context.reports.clone(), index }
     }
 
     /// What reports call the sandbox.
@@ -217,9 +229,10 @@ impl TestRunner {
         }
     }
 
-    /// Ends the executor and destroys the sandbox.
-    pub(super) async fn finish(self) -> ProviderResult<()> {
-        let Self { sandbox, executor, .. } = self;
+    /// Ends the executor and destroys the sandbox. `failed` tells whether a test failed in it; `None`: there is nothing to
+    /// be brought back.
+    pub(super) async fn finish(self, failed: Option<bool>) -> ProviderResult<()> {
+        let Self { sandbox, executor, artifacts, reports, index, .. } = self;
         match executor {
             Executor::Worker { worker, .. } => {
                 worker.send(Request::Shutdown);
@@ -233,6 +246,11 @@ impl TestRunner {
                     tracing::error!(sandbox = sandbox.id(), %error, "the command runner ended abnormally");
                 }
             }
+        }
+        if let (Some(artifacts), Some(failed)) = (artifacts, failed)
+            && let Err(problem) = artifacts.bring(sandbox.as_ref(), failed).await
+        {
+            let _ = reports.send((index, Report::Warning(problem)));
         }
         sandbox.terminate().await
     }
@@ -336,6 +354,8 @@ async fn run_commands(
                 break;
             }
             Ok(results) => {
+                let failed =
+                    results.iter().any(|result| result.outcome.is_failure() && result.outcome != TestOutcome::NotRun);
                 let mut unstarted = Vec::new();
                 for (job, result) in jobs.iter().zip(results) {
                     if result.outcome == TestOutcome::NotRun {
@@ -346,6 +366,11 @@ async fn run_commands(
                 }
                 if !unstarted.is_empty() {
                     report(Report::Message(Message::TakenBack { tests: unstarted }));
+                }
+                if let Some(artifacts) = &context.artifacts
+                    && let Err(problem) = artifacts.bring(sandbox.as_ref(), failed).await
+                {
+                    report(Report::Warning(problem));
                 }
             }
             Err(reason) => {

@@ -19,7 +19,7 @@ fn sample(key: &Key) -> String {
             let mut spelled = values.iter().map(|value| format!("\"{value}\""));
             spelled.find(|value| !matches!(key.default, DefaultValue::Toml(text) if text == value)).unwrap()
         }
-        Kind::Texts | Kind::Paths => "[\"x7\"]".to_owned(),
+        Kind::Texts | Kind::Globs | Kind::Paths => "[\"x7\"]".to_owned(),
         Kind::CopyDirs => "[\"x7:/x7\"]".to_owned(),
         Kind::Env | Kind::Table => "{ X7 = \"x\" }".to_owned(),
     }

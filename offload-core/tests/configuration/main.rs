@@ -151,6 +151,8 @@ retry_count = 2
     output_dir = "test-results"                   # default
     junit = true                                  # default
     junit_file = "junit.xml"                      # default
+    download_globs = []                           # default
+    download_globs_failure_only = false           # default
 
     [history]
     record_history = "flag"                       # default
@@ -247,7 +249,6 @@ build_inputs = ["Cargo.lock"]
     offload.toml:7: `provider.cpu_cores` has no effect with provider `local`: it is for `default` or `modal`
     offload.toml:10: `framework.test_id_format` has no effect yet: results of Rust tests are not read from JUnit
     offload.toml:11: `framework.paths` has no effect with framework `nextest`: it is for `pytest`
-    offload.toml:13: `report.download_globs` has no effect yet: no files but test results are brought back from sandboxes so far
     offload.toml:15: `checkpoint.build_inputs` has no effect with provider `local`: it makes no image
     "#);
     assert_eq!(Case::file(MINIMAL).config().notices, Vec::<String>::new());
@@ -318,8 +319,6 @@ fn files_for_later_providers_load_and_runs_are_refused() {
     offload.toml:13: the provider `modal` is not there yet: a run with it is refused
     offload.toml:21: the framework `vitest` is not there yet: a run with it is refused
     offload.toml:9: `offload.post_patch_cmd` has no effect yet: sandboxes do not start from a checkpoint plus a patch so far
-    offload.toml:34: `report.download_globs` has no effect yet: no files but test results are brought back from sandboxes so far
-    offload.toml:35: `report.download_globs_failure_only` has no effect yet: no files but test results are brought back from sandboxes so far
     "#);
     assert_snapshot!(config.check_available().unwrap_err(), @r#"
     error: nothing can be run with the provider `modal`: it is not there yet

@@ -362,15 +362,19 @@ pub static KEYS: &[Key] = &[
         Toml("\"junit.xml\""),
         "The name of the JUnit file in `output_dir`; an absolute path is used as it is.",
     ),
-    Key::new("report.download_globs", Kind::Texts, Toml("[]"), "Files to bring back from sandboxes.")
-        .not_yet("no files but test results are brought back from sandboxes so far"),
+    Key::new(
+        "report.download_globs",
+        Kind::Globs,
+        Toml("[]"),
+        "Files to bring back from sandboxes, into `artifacts/SANDBOX/` in `output_dir`: patterns such as \
+         `screenshots/**/*.png`, from the directory of the tests.",
+    ),
     Key::new(
         "report.download_globs_failure_only",
         Kind::Bool,
         Toml("false"),
-        "Bring files back only from sandboxes in which a test failed.",
-    )
-    .not_yet("no files but test results are brought back from sandboxes so far"),
+        "Bring files back only after a test has failed in the sandbox (in the batch, where tests run in batches).",
+    ),
     Key::new(
         "history.record_history",
         Kind::OneOf(&["always", "flag"]),

@@ -22,7 +22,8 @@ impl Dispatcher<'_> {
             match action {
                 Action::CreateSandbox(index) => {
                     let id = format!("{}-{}", self.run_id, index.0).into();
-                    let place = Place { id, runner: None, assigned: HashMap::new(), busy: Duration::ZERO };
+                    let place =
+                        Place { id, runner: None, assigned: HashMap::new(), busy: Duration::ZERO, failed: None };
                     self.places.insert(index, place);
                     let pooled = self.pool.lock().await.take();
                     if self.may_create() || pooled.is_some() {
@@ -174,7 +175,7 @@ impl Dispatcher<'_> {
         self.result.lost.push(lost);
         self.emit(RunEvent::SandboxLost { sandbox: id, reason, requeued });
         if has_runner {
-            self.terminate(index);
+            self.terminate(index, None);
         } else {
             self.places.remove(&index);
         }
@@ -182,17 +183,19 @@ impl Dispatcher<'_> {
 
     pub(super) fn release(&mut self, index: SandboxIndex) {
         let Some(place) = self.places.get(&index) else { return };
-        let (sandbox, busy) = (Arc::clone(&place.id), place.busy);
+        let (sandbox, busy, failed) = (Arc::clone(&place.id), place.busy, place.failed);
         self.emit(RunEvent::SandboxFinished { sandbox, busy });
-        self.terminate(index);
+        // Whoever ends a run does not wait for files.
+        let failed = failed.filter(|_| self.result.summary.stopped != Some(StopReason::Interrupted));
+        self.terminate(index, failed);
     }
 
-    fn terminate(&mut self, index: SandboxIndex) {
+    fn terminate(&mut self, index: SandboxIndex, failed: Option<bool>) {
         let Some(runner) = self.places.get_mut(&index).and_then(|place| place.runner.take()) else { return };
         self.terminating += 1;
         let facts = self.facts.clone();
         tokio::spawn(async move {
-            let result = runner.finish().await;
+            let result = runner.finish(failed).await;
             let _ = facts.send(Fact::Terminated(index, result));
         });
     }

@@ -84,8 +84,10 @@ impl Dispatcher<'_> {
     }
 
     fn on_late_report(&mut self, index: SandboxIndex, report: Report) {
-        if let Report::Native(key, event) = report {
-            self.on_native(index, key, event);
+        match report {
+            Report::Native(key, event) => self.on_native(index, key, event),
+            Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
+            _ => {}
         }
     }
 

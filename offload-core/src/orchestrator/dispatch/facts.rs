@@ -168,6 +168,7 @@ impl Dispatcher<'_> {
     pub(super) fn on_report(&mut self, index: SandboxIndex, report: Report) {
         match report {
             Report::Lost(reason) => self.lose(index, reason),
+            Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             Report::Native(key, event) => self.on_native(index, key, event),
             Report::Renamed(id) => {
                 if let Some(place) = self.places.get_mut(&index) {
@@ -237,6 +238,7 @@ impl Dispatcher<'_> {
         let Some(assigned) = place.assigned.remove(&key) else { return };
         result.duration = result.duration.min(LONGEST_TEST);
         place.busy = place.busy.saturating_add(result.duration);
+        place.failed = Some(place.failed == Some(true) || result.outcome.is_failure());
         self.losses_in_a_row = 0;
         let verdict = if result.outcome.is_failure() { Verdict::Failed } else { Verdict::Passed };
         let attempt = Attempt {
