@@ -27,7 +27,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready $(PLUGINS)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/with_docker.sh $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) wheel
-	$(VENV)/bin/python -m pytest --offload python/tests
+	tests/with_docker.sh $(VENV)/bin/python -m pytest --offload python/tests
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/test/*.whl
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest python/tests/test_plugins*.py

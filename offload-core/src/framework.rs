@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::event::NativeEvent;
 use crate::provider::{Built, Command, ExecOutput};
@@ -289,6 +289,40 @@ impl DiscoverySink {
     }
 }
 
+/// Sandboxes for a discovery that takes place in them. Cheap to clone.
+///
+/// They are those that will run the tests, and so numbered as these are.
+#[derive(Debug, Clone)]
+pub struct Sandboxes(mpsc::UnboundedSender<Wanted>);
+
+/// A sandbox that discovery waits for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub number: u32,
+    /// Hears when it is ready, or why there will be none.
+    pub reply: oneshot::Sender<Result<(), String>>,
+}
+
+impl Sandboxes {
+    /// The wishes come out of the receiver.
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Wanted>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// Has the sandbox with this number created, and what executes tests started in it, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// Why there will be none.
+    pub(crate) async fn ready(&self, number: u32) -> Result<(), String> {
+        let gone = || "the run was ended".to_owned();
+        let (reply, ready) = oneshot::channel();
+        self.0.send(Wanted { number, reply }).map_err(|_| gone())?;
+        ready.await.map_err(|_| gone())?
+    }
+}
+
 /// How the tests of a framework are executed in a sandbox.
 #[derive(Clone)]
 pub enum Execution {
@@ -369,6 +403,16 @@ pub trait TestFramework: Send + Sync {
         Ok(())
     }
 
+    /// As [`Self::discover_stream`], for a framework that finds tests where they will run. By default it does not need
+    /// the sandboxes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::discover`].
+    async fn discover_in(&self, paths: &[PathBuf], _sandboxes: Sandboxes, sink: DiscoverySink) -> FrameworkResult<()> {
+        self.discover_stream(paths, sink).await
+    }
+
     /// How tests are executed. By default: one command per batch.
     fn execution(&self) -> Execution {
         Execution::Commands
@@ -415,6 +459,10 @@ impl<T: TestFramework + ?Sized> TestFramework for Arc<T> {
 
     async fn discover_stream(&self, paths: &[PathBuf], sink: DiscoverySink) -> FrameworkResult<()> {
         (**self).discover_stream(paths, sink).await
+    }
+
+    async fn discover_in(&self, paths: &[PathBuf], sandboxes: Sandboxes, sink: DiscoverySink) -> FrameworkResult<()> {
+        (**self).discover_in(paths, sandboxes, sink).await
     }
 
     fn execution(&self) -> Execution {

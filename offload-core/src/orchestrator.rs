@@ -31,7 +31,7 @@ pub use runner::TestRunner;
 pub use scheduler::Scheduler;
 
 use crate::config::{Config, RecordHistory};
-use crate::framework::{DiscoverySink, TestFramework, TestRecord};
+use crate::framework::{DiscoverySink, Sandboxes, TestFramework, TestRecord};
 use crate::provider::{CopyDir, SandboxProvider};
 use crate::report::Reporter;
 use crate::report::console::{ConsoleOptions, ConsoleReporter};
@@ -120,8 +120,9 @@ impl Orchestrator {
         let (sink, discovered) = DiscoverySink::new();
         let framework = Arc::clone(&self.framework);
         let paths = paths.to_vec();
-        let discovery = async move { framework.discover_stream(&paths, sink).await };
-        dispatch::Dispatcher::new(self, &pool)?.run(Box::pin(discovery), discovered).await
+        let (sandboxes, wanted) = Sandboxes::new();
+        let discovery = async move { framework.discover_in(&paths, sandboxes, sink).await };
+        dispatch::Dispatcher::new(self, &pool, wanted)?.run(Box::pin(discovery), discovered).await
     }
 
     /// Runs tests that were discovered before. Sandboxes are taken from `sandbox_pool` as long as it has any, and
@@ -138,7 +139,8 @@ impl Orchestrator {
         let (sink, discovered) = DiscoverySink::new();
         sink.send(crate::framework::Discovered::Tests(tests.to_vec()));
         drop(sink);
-        dispatch::Dispatcher::new(self, sandbox_pool)?.run(Box::pin(async { Ok(()) }), discovered).await
+        let (_, wanted) = Sandboxes::new();
+        dispatch::Dispatcher::new(self, sandbox_pool, wanted)?.run(Box::pin(async { Ok(()) }), discovered).await
     }
 
     fn take_reporters(&self) -> Vec<Box<dyn Reporter>> {

@@ -274,6 +274,16 @@ pub trait Sandbox: Send + Sync {
         Ok(None)
     }
 
+    /// Where the sandbox is, as messages about what is missing there say it: `the image debian:12`.
+    fn place(&self) -> String {
+        format!("the sandbox {}", self.id())
+    }
+
+    /// Whether the project's files have the paths that they have here. By default they do.
+    fn has_same_paths(&self) -> bool {
+        true
+    }
+
     /// For a sandbox that is a slot of this machine. By default it is not.
     fn host_slot(&self) -> Option<HostSlot> {
         None

@@ -97,6 +97,7 @@ impl Project {
             continue_on_collection_errors: self.despite_errors,
             init: Some(init.to_string()),
             adopted: None,
+            elsewhere: None,
         }
     }
 

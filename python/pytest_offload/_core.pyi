@@ -10,6 +10,8 @@ A session begins when it is made: the template process starts at once, and colle
 - `retries`, `timeout_secs` (None or 0: none), `junit`, `history` (paths or None), `record_history` (True), `dist`;
 - `inherit_output`, `continue_on_collection_errors` (bool);
 - `flush_ms`: how long events may be held back to come together (20);
+- `configuration`: what makes sandboxes that are somewhere else, `output_dir`: where that may keep what it remembers,
+  `root`: the directory whose files travel there (None: whoever makes them looks for it);
 - `hold`: `init` is not sent before `configure` is called.
 
 `cwd`, `python`, `worker_py` and `workers` are required; further options are ignored.
@@ -29,6 +31,9 @@ __version__: str
 def settings(start_dir: str, path: str | None, overrides: list[tuple[str, Any, str]]) -> dict[str, Any]:
     """The configuration of a run that is started in `start_dir`: what was typed (key, value, option) over the
     environment, over the file `path` or the one that is found, over defaults. `ValueError`: the whole diagnosis."""
+
+class Configuration:
+    """A resolved configuration, for a session."""
 
 class Session:
     def __init__(self, options: dict[str, Any]) -> None: ...

@@ -107,6 +107,7 @@ class Controller:
         self.settings = settings
         self.core = core
         self.session: Any = None
+        self.notices = list(settings.notices)
         self.nodes = Nodes(config, settings.workers, run_uid)
         self.flaky: list[str] = []
         self.crashes: list[tuple[str, str, str]] = []
@@ -143,10 +144,10 @@ class Controller:
 
     def pytest_report_header(self) -> list[str]:
         count = self.settings.workers
-        line = f"offload: {count} sandbox{'es' if count != 1 else ''} of provider local"
+        line = f"offload: {count} sandbox{'es' if count != 1 else ''} of provider {self.settings.provider}"
         if self.settings.replaced:
             line += f", instead of {self.settings.replaced} from the configuration"
-        return [line, *(f"offload: {notice}" for notice in self.settings.notices)]
+        return [line, *(f"offload: {notice}" for notice in self.notices)]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -381,7 +382,7 @@ class Controller:
         if xml is not None:
             xml.add_global_property(name, value)
 
-    def _on_data(self, _worker: str, kind: str, payload: str, *_: object) -> None:
+    def _on_data(self, worker: str, kind: str, payload: str, *_: object) -> None:
         value = json.loads(payload)
         if kind == "collectionfinish":
             self._finish_lines = value
@@ -391,6 +392,8 @@ class Controller:
             if tuple(value) not in self._properties:
                 self._properties.add(tuple(value))
                 self._on_property(*value)
+        elif kind == "workerinfo":
+            self.nodes[worker].describe(value)
         elif kind == "node":
             self.nodes.configure(self.core, value)
         elif kind == "output":

@@ -58,6 +58,11 @@ class WorkerNode:
         self.gateway = Gateway(self.id, dict(self.workerinfo, platform=sys.platform))
         self.nodemanager = SimpleNamespace(config=self.config, roots=[], testrunuid="")
 
+    def describe(self, info: dict[str, Any]) -> None:
+        """Takes over what a worker that is somewhere else says of its Python."""
+        self.workerinfo.update(info, version_info=tuple(info["version_info"]))
+        self.gateway.info.update(self.workerinfo, platform=self.workerinfo["sysplatform"])
+
 
 class Nodes(dict[str, WorkerNode]):
     """The workers of a run by their ids. One that is asked for and unknown is made."""

@@ -25,6 +25,8 @@ PLAIN = {
     "setuponly": "--setup-only",
     "setupplan": "--setup-plan",
 }
+# What can make sandboxes.
+PROVIDERS = ("local", "docker")
 NO_RUN = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test", "cacheshow")
 
 
@@ -33,6 +35,12 @@ class Settings:
     """How a run is offloaded."""
 
     workers: int
+    #: What makes the sandboxes.
+    provider: str
+    #: The whole configuration, as the extension has it.
+    configuration: Any
+    #: Where a provider may keep what it remembers.
+    output_dir: str
     retries: int
     #: Seconds that a test may take; None: no limit.
     timeout: float | None
@@ -182,9 +190,10 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
     """The settings of a run; raises `pytest.UsageError` for what cannot be done."""
     replaced = _replaced_xdist_options(config, options)
     found = _configured(config, options)
-    if found["provider"] != "local":
+    provider = found["provider"]
+    if provider not in PROVIDERS:
         raise pytest.UsageError(
-            f"the provider {found['provider']} is not supported by pytest --offload yet; the only one is local "
+            f"the provider {provider} is not supported by pytest --offload; use one of {', '.join(PROVIDERS)} "
             "(--offload-provider, or provider.type in the configuration)"
         )
     workers = available_cpus() if found["parallel"] is None else found["parallel"]
@@ -192,11 +201,14 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
         # Stepwise means: in order, up to the first failure.
         workers = 1
     env = dict(found["env"])
-    if found["prepend_path"]:
+    if found["prepend_path"] and provider == "local":
         env["PATH"] = os.pathsep.join([*found["prepend_path"], env.get("PATH", os.environ.get("PATH", os.defpath))])
     history = Path(found["history"]) if found["history"] is not None else durations_in_cache(config)
     return Settings(
         workers=workers,
+        provider=provider,
+        configuration=found["configuration"],
+        output_dir=found["output_dir"] if provider == "local" else output_dir(config, found["output_dir"]),
         retries=found["retries"],
         timeout=found["timeout"],
         max_fail=found["max_fail"],
@@ -245,6 +257,20 @@ def durations_in_cache(config: pytest.Config) -> Path | None:
         # As with what pytest itself keeps there: a run does not fail for that.
         return None
     return Path(directory, "d", "offload", "durations.jsonl")
+
+
+def output_dir(config: pytest.Config, configured: str | None) -> str:
+    """Where a provider keeps what it remembers: where reports go, or in pytest's cache."""
+    if configured is not None:
+        return configured
+    durations = durations_in_cache(config)
+    if durations is None:
+        return "test-results"
+    from _pytest.cacheprovider import Cache
+
+    # Pytest makes its cache's directory, with all that belongs into a new one, before anybody else does.
+    Cache(durations.parents[2], config, _ispytest=True).mkdir("offload")
+    return str(durations.parent)
 
 
 def _replaced_xdist_options(config: pytest.Config, options: argparse.Namespace) -> str:

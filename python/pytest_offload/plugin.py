@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from . import coverage, early, options
+from . import conftests, coverage, early, options
 from .options import Settings
 from .worker import register_group_marker
 
@@ -68,7 +68,7 @@ def _begin(early_config: pytest.Config) -> bool:
     from .controller import Controller
 
     run_uid = uuid.uuid4().hex
-    template = early.fork(early_config, settings)
+    template = early.fork(early_config, settings) if settings.provider == "local" else None
     try:
         core = Session({**session_options(early_config, settings, run_uid), "template_pid": template and template.pid})
     except BaseException:
@@ -79,7 +79,10 @@ def _begin(early_config: pytest.Config) -> bool:
     early_config.add_cleanup(core.close)
     if template is not None and core.meeting_point is not None:
         template.meet(*core.meeting_point)
-    plugins.register(Controller(early_config, settings, core, run_uid), "offload-controller")
+    controller = Controller(early_config, settings, core, run_uid)
+    plugins.register(controller, "offload-controller")
+    if settings.provider != "local":
+        conftests.forgive(early_config, controller.notices.append)
     return True
 
 
@@ -89,6 +92,15 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
     inherit_output = known.capture == "no"
     # Workers that are started fresh have to collect in the order of the first process, also what comes out of sets.
     hash_seed = {} if "PYTHONHASHSEED" in os.environ else {"PYTHONHASHSEED": str(random.SystemRandom().getrandbits(32))}
+    extra = {"inherit_output": inherit_output, "await_workerinput": True, "hide": list(hash_seed)}
+    if settings.provider == "local":
+        extra["sys_path"] = list(sys.path)
+    else:
+        extra.update(elsewhere(config))
+        # What pytest and Python themselves read; everything else that is set here means nothing there.
+        for name in ("PYTHONHASHSEED", "PYTEST_ADDOPTS"):
+            if name in os.environ:
+                hash_seed[name] = os.environ[name]
     return {
         "args": coverage.worker_args(known, [str(arg) for arg in config.invocation_params.args]),
         "cwd": str(config.invocation_params.dir),
@@ -112,15 +124,46 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
         "run_uid": run_uid,
         "inherit_output": inherit_output,
         "continue_on_collection_errors": known.continue_on_collection_errors,
-        "init_extra": json.dumps(
-            {
-                "sys_path": list(sys.path),
-                "inherit_output": inherit_output,
-                "await_workerinput": True,
-                "hide": list(hash_seed),
-            }
-        ),
+        "init_extra": json.dumps(extra),
+        "configuration": settings.configuration,
+        "output_dir": settings.output_dir,
+        "root": str(repository(config)),
     }
+
+
+def repository(config: pytest.Config) -> Path:
+    """The directory whose files travel to sandboxes that are somewhere else."""
+    directory = Path(config.invocation_params.dir)
+    known = next((path for path in (directory, *directory.parents) if (path / ".git").exists()), None)
+    root = config.rootpath
+    return known or (root if root in (directory, *directory.parents) else directory)
+
+
+def elsewhere(config: pytest.Config) -> dict[str, Any]:
+    """What sandboxes that are somewhere else are told besides."""
+    directory = str(config.invocation_params.dir)
+    # By `python -m pytest`, or by who runs it.
+    on_path = any(os.path.abspath(entry) == directory for entry in sys.path)
+    return {"elsewhere": True, "standalone": True, "cwd_on_path": on_path, "cache": cached(config)}
+
+
+def cached(config: pytest.Config) -> dict[str, Any] | None:
+    """What pytest's cache says of earlier runs, as far as it decides which tests run; None where there is no cache."""
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return None
+    from _pytest.cacheprovider import Cache
+
+    known = config.known_args_namespace
+    if known.cacheclear:
+        return {}
+    cache = Cache(Cache.cache_dir_from_config(config, _ispytest=True), config, _ispytest=True)
+    wanted = {
+        "cache/lastfailed": True,
+        "cache/nodeids": known.newfirst,
+        "cache/stepwise": getattr(known, "stepwise", False),
+    }
+    values = {key: cache.get(key, None) for key, is_wanted in wanted.items() if is_wanted}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def base_temp(config: pytest.Config) -> str | None:

@@ -68,6 +68,20 @@ IDENTITY_READERS = (
 )
 # As xdist describes its marker, for where xdist is not installed.
 XDIST_GROUP = "xdist_group(name): with --offload-dist=loadgroup, tests of one group run in one sandbox, in order."
+# The options of the plugin, for where it is not: those of `pytest --offload` can be in a project's `addopts`.
+PLUGIN_FLAGS = ("--offload", "--offload-fail-on-flaky")
+PLUGIN_OPTIONS = (
+    "--offload-provider",
+    "--offload-parallel",
+    "--offload-retries",
+    "--offload-timeout",
+    "--offload-isolation",
+    "--offload-dist",
+    "--offload-collect",
+    "--offload-start-method",
+    "--offload-config",
+    "--offload-junit",
+)
 # The attributes of a report of which nothing is lost in the short message for a passed test.
 PLAIN_REPORT = frozenset(
     (
@@ -604,7 +618,7 @@ class WorkerPlugin:
         self.reports: list[Any] = []
         self.xml: XmlRecorder | None = None
         # Whether what collection says has been said already by another process.
-        self.silent = self.worker_id is not None
+        self.silent = self.worker_id is not None or bool(init.get("again"))
         self.pid = os.getpid()
         self.finished = False
         # What the controller's plugins have for each worker, once that is known, and messages that came before it.
@@ -634,11 +648,31 @@ class WorkerPlugin:
         """Keeps messages that come before there is a loop for them."""
         for message in messages:
             if message["type"] == "workerinput":
-                self.nodes = message
+                self.nodes = self._without_collocation(message)
             elif message["type"] == "shutdown":
                 os._exit(0)
             else:
                 self.early.append(message)
+
+    def _without_collocation(self, message: Message) -> Message:
+        """Has pytest-cov hand over what it measured where the controller does not find it in a file."""
+        if self.init.get("elsewhere"):
+            for node in message["nodes"].values():
+                if "cov_master_host" in node:
+                    node["cov_master_host"] = ""
+        return message
+
+    def pytest_addoption(self, parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+        if not self.init.get("standalone"):
+            return
+        # Whether the plugin is installed or not, it has nothing to do here.
+        for name in ("offload", "pytest_offload.plugin"):
+            pluginmanager.set_blocked(name)
+        group = parser.getgroup("offload", "of the plugin that started this process")
+        for flag in PLUGIN_FLAGS:
+            group.addoption(flag, action="store_true")
+        for flag in PLUGIN_OPTIONS:
+            group.addoption(flag)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
@@ -948,7 +982,7 @@ class Template:
                     if message["type"] == "shutdown":
                         self._end(0)
                     if message["type"] == "workerinput":
-                        self.nodes.update(message["nodes"])
+                        self.nodes.update(plugin._without_collocation(message)["nodes"])
                     if message["type"] == "fork":
                         self.wanted.append(message["id"])
                 for worker_id in self._ready():
@@ -981,9 +1015,13 @@ class Template:
     def _announce(self) -> None:
         plugin, channel = self.plugin, self.channel
         units = plugin.collection.units
+        digest = plugin.collection.digest()
         plugin.send_collect_reports()
+        if plugin.init.get("again"):
+            channel.post("numbered", digest=digest)
+            return
         if plugin.init["collect"] == "parallel":
-            channel.post("units", units=[{"unit": i, "path": u.path} for i, u in enumerate(units)])
+            channel.post("units", units=[{"unit": i, "path": u.path} for i, u in enumerate(units)], digest=digest)
             return
         if units and plugin._deselected:
             units[0].deselected = plugin._deselected
@@ -1007,7 +1045,7 @@ class Template:
             }
             channel.post("data", kind="stepwise", payload=state)
         plugin.send_nodeids()
-        channel.post("collection_finished")
+        channel.post("collection_finished", digest=digest)
 
     def _why_not_fork(self) -> str | None:
         wanted = self.plugin.init["start_method"]
@@ -1227,6 +1265,22 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
         renew_plugins(config)
     say_hello(plugin.channel, plugin.nonce, "worker", worker_id, **hello)
     plugin.greeted = True
+    if plugin.init.get("elsewhere"):
+        plugin.channel.send("data", kind="workerinfo", payload=worker_info())
+
+
+def worker_info() -> dict[str, Any]:
+    """What reports say of a worker's Python."""
+    import platform
+
+    return {
+        "version": sys.version,
+        "version_info": tuple(sys.version_info),
+        "sysplatform": sys.platform,
+        "platform": platform.platform(terse=True),
+        "executable": sys.executable,
+        "cwd": os.getcwd(),
+    }
 
 
 def renew_plugins(config: Any) -> None:
@@ -1273,7 +1327,7 @@ class CoverageKeeper:
 
     def name(self) -> None:
         """Tells the controller which file is written to: where nobody takes it in, it has to be removed."""
-        if self._controller is not None and not self._named:
+        if self._controller is not None and not self._named and not self._plugin.init.get("elsewhere"):
             self._named = True
             path = self._controller.cov.get_data().data_filename()
             self._plugin.channel.send("data", kind="coverage_file", payload=path)
@@ -1718,6 +1772,37 @@ def _message(report: Any) -> str:
 # The program
 
 
+def settle_elsewhere(init: Message, directory: str) -> None:
+    """Makes of what was typed on another machine what it means here. The working directory is the project's here."""
+    here, there = os.getcwd(), init["rootdir_cwd"]
+    if here != there:
+        # What stays when the directories are left out that both have in common at the end.
+        root, other = here.split("/"), there.split("/")
+        while len(root) > 1 and len(other) > 1 and root[-1] == other[-1]:
+            root.pop(), other.pop()
+        before, after = "/".join(other), "/".join(root)
+
+        def moved(arg: str) -> str:
+            option, equals, value = arg.partition("=") if arg.startswith("-") else ("", "", arg)
+            inside = value == before or value.startswith((f"{before}/", f"{before}::"))
+            return f"{option}{equals}{after}{value[len(before) :]}" if inside else arg
+
+        init["args"] = [moved(arg) for arg in init["args"]]
+        init["rootdir_cwd"] = here
+    # Nothing is to be left behind, and nobody else to be met.
+    init["basetemp"] = os.path.join(directory, "tmp")
+    if init.get("cwd_on_path"):
+        sys.path.insert(0, here)
+    if init.get("cache") is not None:
+        cache = os.path.join(directory, "cache")
+        init["args"] = ["-o", f"cache_dir={cache}", *init["args"]]
+        for key, value in init.pop("cache").items():
+            path = os.path.join(cache, "v", *key.split("/"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(value, file)
+
+
 def main(argv: list[str], forked: bool) -> int:
     socket_path, nonce = argv[1:3]
     environ = dict(os.environ)
@@ -1745,6 +1830,8 @@ def main(argv: list[str], forked: bool) -> int:
         os.environ.pop(variable, None)
     if init.get("sys_path"):
         sys.path[:] = init["sys_path"]
+    if init.get("elsewhere"):
+        settle_elsewhere(init, os.path.dirname(socket_path))
     os.chdir(init["rootdir_cwd"])
     sys.argv[:] = init.get("mainargv") or ["pytest"]
     os.environ["PYTEST_XDIST_WORKER"] = init.get("worker_id") or "gw0"

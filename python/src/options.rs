@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use offload_core::config::{Config, HistoryConfig, LocalProviderConfig, OffloadConfig, ProviderConfig, RecordHistory};
+use offload_core::provider::SandboxProvider;
+use offload_core::provider::docker::DockerProvider;
+use offload_core::provider::local::LocalProvider;
 use offload_core::secret::Secrets;
-use offload_core::worker::pytest::{Dist, PytestOptions};
+use offload_core::worker::pytest::{Dist, Elsewhere, PytestOptions};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+use crate::settings::Configuration;
 
 /// What the template is told, as it is given: the worker reads it, nobody here does.
 const FOR_THE_WORKER: [&str; 9] =
@@ -19,7 +25,7 @@ const FOR_THE_WORKER: [&str; 9] =
 pub struct Options {
     pub config: Config,
     pub pytest: PytestOptions,
-    pub provider: LocalProviderConfig,
+    pub provider: Arc<dyn SandboxProvider>,
     pub junit: Option<PathBuf>,
     /// Where durations are recorded; `None`: nowhere. Where they are read from is in the configuration.
     pub history: Option<PathBuf>,
@@ -39,16 +45,27 @@ impl Options {
         let junit = optional(options, "junit")?;
         let history: Option<PathBuf> = optional(options, "history")?;
         let record = optional(options, "record_history")?.unwrap_or(true);
-        let provider = LocalProviderConfig { working_dir: Some(cwd.clone()), ..LocalProviderConfig::default() };
-        let config = Config {
+        let here = LocalProviderConfig { working_dir: Some(cwd.clone()), ..LocalProviderConfig::default() };
+        let configured = optional::<PyRef<'_, Configuration>>(options, "configuration")?;
+        let base = configured.as_ref().map(|configured| configured.config.clone()).unwrap_or_default();
+        let elsewhere = match &configured {
+            Some(configured) if !matches!(base.provider, ProviderConfig::Local(_)) => {
+                Some(Elsewhere { python: configured.python.clone(), root: optional(options, "root")? })
+            }
+            _ => None,
+        };
+        let mut config = Config {
             offload: OffloadConfig {
                 max_parallel: workers,
                 test_timeout: timeout,
                 retry_count: optional(options, "retries")?.unwrap_or(0),
-                ..OffloadConfig::default()
+                // When a run ends early is for pytest to say.
+                max_fail: None,
+                ..base.offload
             },
-            provider: ProviderConfig::Local(provider.clone()),
             secrets: Secrets::new(optional::<Vec<String>>(options, "secrets")?.unwrap_or_default()),
+            provider: if elsewhere.is_some() { base.provider } else { ProviderConfig::Local(here.clone()) },
+            checkpoint: base.checkpoint,
             history: HistoryConfig {
                 record_history: if record { RecordHistory::Always } else { RecordHistory::Flag },
                 // Nothing is read from a path that is empty.
@@ -56,6 +73,15 @@ impl Options {
                 ..HistoryConfig::default()
             },
             ..Config::default()
+        };
+        if let Some(directory) = optional(options, "output_dir")? {
+            config.report.output_dir = directory;
+        }
+        let provider: Arc<dyn SandboxProvider> = match &config.provider {
+            ProviderConfig::Docker(_) => Arc::new(
+                DockerProvider::from_config(&config).map_err(|error| PyValueError::new_err(error.to_string()))?,
+            ),
+            _ => Arc::new(LocalProvider::new(here)),
         };
         let pytest = PytestOptions {
             python: required(options, "python")?,
@@ -72,6 +98,7 @@ impl Options {
             continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
             adopted: optional(options, "template_pid")?,
             init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },
+            elsewhere,
         };
         let flush = Duration::from_millis(optional(options, "flush_ms")?.unwrap_or(20));
         Ok(Self { config, pytest, provider, junit, history: history.filter(|_| record), flush })

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use offload_core::framework::pytest::PytestWorkers;
 use offload_core::orchestrator::{CancelHandle, Orchestrator};
-use offload_core::provider::local::LocalProvider;
 use offload_core::report::Reporter;
 use offload_core::report::history::HistoryReporter;
 use offload_core::report::junit::MasterJunitReport;
@@ -52,8 +51,7 @@ impl Session {
         let adopted = pytest.adopted.is_some();
         let framework = PytestWorkers::new(pytest);
         let host = Arc::clone(framework.host());
-        let orchestrator =
-            Orchestrator::new(config, LocalProvider::new(provider), framework, &[], false).with_reporters(reporters);
+        let orchestrator = Orchestrator::new(config, provider, framework, &[], false).with_reporters(reporters);
         let meeting_point = if adopted { Some(host.meeting_point()?) } else { None };
         let meeting_point = meeting_point.map(|(path, nonce)| (path.into_os_string(), nonce));
         let cancel = orchestrator.cancel_handle();

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use offload_core::config::{
-    ConfigError, ConfigSource, Defaults, FrameworkConfig, Override, ProviderConfig, RecordHistory, Resolved,
+    Config, ConfigError, ConfigSource, Defaults, FrameworkConfig, Override, ProviderConfig, RecordHistory, Resolved,
     SourceKind, environment, find_config_of, resolve, schema,
 };
+use offload_core::framework::pytest::python_command;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -82,6 +83,15 @@ fn toml_value(value: &Bound<'_, PyAny>) -> PyResult<toml::Value> {
     Ok(toml::Value::String(value.extract()?))
 }
 
+/// A resolved configuration, for a session.
+#[pyclass(module = "pytest_offload._core", frozen)]
+pub struct Configuration {
+    /// With what paths are relative to.
+    pub config: Config,
+    /// What starts Python in sandboxes that are somewhere else, in shell language.
+    pub python: String,
+}
+
 /// What is not set, and has a default that is the plugin's to know, is `None`.
 fn to_dict<'py>(
     py: Python<'py>,
@@ -105,7 +115,9 @@ fn to_dict<'py>(
     }
     if let FrameworkConfig::Pytest(pytest) = &config.framework {
         let root = base_dir.to_string_lossy();
-        let rooted = |text: &String| text.replace("{root}", &root);
+        // Where the repository is elsewhere than here, only those who are there know where.
+        let moved = config.offload.sandbox_repo_root.is_some() && config.provider.kind() != "local";
+        let rooted = |text: &String| if moved { text.clone() } else { text.replace("{root}", &root) };
         env.extend(pytest.env.iter().map(|(name, value)| (name.clone(), rooted(value))));
         dict.set_item("prepend_path", pytest.prepend_path.iter().map(rooted).collect::<Vec<_>>())?;
         dict.set_item("isolation", &pytest.isolation)?;
@@ -115,6 +127,16 @@ fn to_dict<'py>(
     }
     dict.set_item("env", env)?;
     dict.set_item("secrets", config.secrets.values().collect::<Vec<_>>())?;
+    let python = match &config.framework {
+        FrameworkConfig::Pytest(pytest) => python_command(pytest),
+        _ => String::new(),
+    };
+    let mut whole = config.clone();
+    whole.offload.working_dir = Some(start_dir.to_owned());
+    whole.history.path = base_dir.join(&config.history.path);
+    dict.set_item("configuration", Py::new(py, Configuration { config: whole, python })?)?;
+    let output_dir = resolved.is_set("report.output_dir").then(|| base_dir.join(&config.report.output_dir));
+    dict.set_item("output_dir", output_dir)?;
     let report = ["report.output_dir", "report.junit", "report.junit_file"];
     let wanted = report.iter().any(|key| resolved.is_set(key));
     dict.set_item("junit", config.report.junit_path().filter(|_| wanted).map(|path| base_dir.join(path)))?;

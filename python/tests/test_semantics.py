@@ -344,7 +344,7 @@ def test_options_that_run_plainly_say_so(run: Runner) -> None:
 def test_what_is_missing_is_refused(run: Runner) -> None:
     run.write(test_a="def test_a(): pass")
     for flag in (
-        "--offload-provider=docker",
+        "--offload-provider=kubernetes",
         "--offload-isolation=module",
         "--offload-dist=each",
         "--offload-retries=-1",

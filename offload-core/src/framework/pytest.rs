@@ -35,6 +35,11 @@ use crate::provider::{Command, ExecOutput};
 
 pub use workers::PytestWorkers;
 
+/// The beginning of a shell line that starts the Python with which `command` starts pytest: Python's arguments follow.
+pub fn python_command(config: &PytestFrameworkConfig) -> String {
+    command::python(config)
+}
+
 /// How many lines of pytest's own output an error shows.
 const TAIL_LINES: usize = 60;
 

@@ -1,11 +1,12 @@
 //! The run itself: one task that takes in every fact, asks the scheduler what to do, does it, and tells the reports.
 //!
-//! Here are its state and its loop. `facts` is what comes in, `actions` what the scheduler wants done about it, `end` what
-//! is left to do when nothing is left to run.
+//! Here are its state and its loop. `facts` is what comes in, `actions` what the scheduler wants done about it, `reserve`
+//! the sandboxes that discovery wants before the scheduler does, `end` what is left to do when nothing is left to run.
 
 mod actions;
 mod end;
 mod facts;
+mod reserve;
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex, mpsc, watch};
 
+use self::reserve::Reserve;
 use super::artifacts::Artifacts;
 use super::cancel::Urgency;
 use super::mask::mask;
@@ -25,7 +27,7 @@ use super::scheduler::{Feed, SandboxIndex, Scheduler, SchedulerConfig};
 use super::settle::count;
 use super::{Orchestrator, OrchestratorError};
 use crate::event::{Attempt, FORMAT_VERSION, FinishedTest, RunEvent, StopReason, TestInfo, TimedEvent};
-use crate::framework::{Discovered, Execution, FrameworkResult, Isolation, TestRecord};
+use crate::framework::{Discovered, Execution, FrameworkResult, Isolation, TestRecord, Wanted};
 use crate::provider::{ProviderResult, Sandbox};
 use crate::report::Reporter;
 use crate::secret::Pieces;
@@ -40,9 +42,12 @@ type Discovery = Pin<Box<dyn Future<Output = FrameworkResult<()>> + Send>>;
 /// What other tasks tell this one.
 enum Fact {
     Prepared(ProviderResult<()>),
-    Created(SandboxIndex, ProviderResult<(Box<dyn Sandbox>, Option<Session>)>, Duration),
+    Created(SandboxIndex, ProviderResult<Created>, Duration),
     Terminated(SandboxIndex, ProviderResult<()>),
 }
+
+/// A sandbox in which tests can be executed, and a worker in it, if that is at the end of a channel.
+type Created = (Arc<dyn Sandbox>, Option<Session>);
 
 /// A test that is to be run.
 struct Test {
@@ -82,6 +87,8 @@ pub(super) struct Dispatcher<'a> {
     units: HashMap<*const Unit, UnitKey>,
     suites: HashMap<String, u32>,
     places: BTreeMap<SandboxIndex, Place>,
+    /// Sandboxes that discovery has and the scheduler has not asked for.
+    reserve: Reserve,
     facts: mpsc::UnboundedSender<Fact>,
     fact_inbox: mpsc::UnboundedReceiver<Fact>,
     report_inbox: mpsc::UnboundedReceiver<(SandboxIndex, Report)>,
@@ -100,7 +107,11 @@ pub(super) struct Dispatcher<'a> {
 }
 
 impl<'a> Dispatcher<'a> {
-    pub(super) fn new(orchestrator: &'a Orchestrator, pool: &'a Mutex<SandboxPool>) -> Result<Self, OrchestratorError> {
+    pub(super) fn new(
+        orchestrator: &'a Orchestrator,
+        pool: &'a Mutex<SandboxPool>,
+        wanted: mpsc::UnboundedReceiver<Wanted>,
+    ) -> Result<Self, OrchestratorError> {
         let config = &orchestrator.config;
         let execution = orchestrator.framework.execution();
         let feed = match &execution {
@@ -142,6 +153,7 @@ impl<'a> Dispatcher<'a> {
             units: HashMap::new(),
             suites: HashMap::new(),
             places: BTreeMap::new(),
+            reserve: Reserve::new(wanted),
             facts,
             fact_inbox,
             report_inbox,
@@ -186,6 +198,7 @@ impl<'a> Dispatcher<'a> {
                     }
                 }
                 Some(fact) = self.fact_inbox.recv() => self.on_fact(fact),
+                Some(wanted) = self.reserve.wanted.recv() => self.on_wanted(wanted),
                 Some(found) = discovered.recv() => {
                     // Tests that are found when nobody looks for them any more are not wanted.
                     if discovery.is_some() || matches!(found, Discovered::Native(_)) {

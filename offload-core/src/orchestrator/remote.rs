@@ -52,7 +52,8 @@ impl Session {
     pub(super) async fn open(index: SandboxIndex, sandbox: &dyn Sandbox, context: &RunnerContext) -> Option<Self> {
         let Execution::Libtest(execution) = &context.execution else { return None };
         let LibtestExecution { worker: Some(command), isolation, .. } = execution else { return None };
-        if sandbox.host_slot().is_some() {
+        // What the worker is told has the paths of this machine.
+        if sandbox.host_slot().is_some() || !sandbox.has_same_paths() {
             return None;
         }
         let mut command = command.clone();

@@ -66,6 +66,7 @@ pub(super) struct RunnerContext {
 /// Executes tests within a single sandbox.
 pub struct TestRunner {
     sandbox: Arc<dyn Sandbox>,
+    execution: Execution,
     executor: Executor,
     timeout: Duration,
     artifacts: Option<Arc<Artifacts>>,
@@ -143,7 +144,8 @@ impl TestRunner {
     fn of(sandbox: Arc<dyn Sandbox>, executor: Executor, index: SandboxIndex, context: &RunnerContext) -> Self {
         // Commands have theirs brought after each batch.
         let artifacts = context.artifacts.clone().filter(|_| !matches!(executor, Executor::Commands { .. }));
-        Self { sandbox, executor, timeout: context.timeout, artifacts, reports: context.reports.clone(), index }
+        let RunnerContext { execution, timeout, reports, .. } = context.clone();
+        Self { sandbox, execution, executor, timeout, artifacts, reports, index }
     }
 
     /// What reports call the sandbox.
@@ -232,7 +234,7 @@ impl TestRunner {
     /// Ends the executor and destroys the sandbox. `failed` tells whether a test failed in it; `None`: there is nothing to
     /// be brought back.
     pub(super) async fn finish(self, failed: Option<bool>) -> ProviderResult<()> {
-        let Self { sandbox, executor, artifacts, reports, index, .. } = self;
+        let Self { sandbox, execution, executor, artifacts, reports, index, .. } = self;
         match executor {
             Executor::Worker { worker, .. } => {
                 worker.send(Request::Shutdown);
@@ -252,8 +254,16 @@ impl TestRunner {
         {
             let _ = reports.send((index, Report::Warning(problem)));
         }
-        sandbox.terminate().await
+        close(index, sandbox.as_ref(), &execution).await
     }
+}
+
+/// Destroys a sandbox in which nothing is to be executed any more.
+pub(super) async fn close(index: SandboxIndex, sandbox: &dyn Sandbox, execution: &Execution) -> ProviderResult<()> {
+    if let Execution::Pytest(host) = execution {
+        host.close(index.0).await;
+    }
+    sandbox.terminate().await
 }
 
 /// What a worker is told of tests that it is to run.

@@ -404,13 +404,17 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn open_channel(&self, command: &Command) -> ProviderResult<Option<Channel>> {
-        if self.moved {
-            // Commands find the repository where it is; what a worker is told has the paths of this machine.
-            return Ok(None);
-        }
         let mut command = command.clone();
         command.working_dir = Some(self.directory.join(command.working_dir.unwrap_or_default()));
         self.container.open(&command).await.map(Some)
+    }
+
+    fn has_same_paths(&self) -> bool {
+        !self.moved
+    }
+
+    fn place(&self) -> String {
+        format!("the image {}", self.container.image_name)
     }
 
     async fn upload(&self, local: &Path, remote: &Path) -> ProviderResult<()> {

@@ -1,29 +1,36 @@
-//! The pytest workers of this machine: forks of one template process.
+//! pytest's workers: forks of a template process.
 //!
 //! A fresh Python, the template, configures pytest and finds the files with tests; its forks collect and run the tests.
-//! All of them are Python processes that speak newline-delimited JSON over a Unix socket in a private directory. Here
-//! is the side of this process:
+//! All of them are Python processes that speak newline-delimited JSON over a Unix socket in a private directory. On this
+//! machine there is one template; each sandbox that is somewhere else has one, and a relay between them and this
+//! process. Here is the side of this process:
 //!
-//! - `host` takes in connections, has workers forked, and sees to it that nothing is left behind,
-//! - `template` is the process that forks them,
+//! - `host` takes in connections, has workers forked, and sees to it that nothing is left behind; `far` does so for a
+//!   sandbox that is somewhere else, and `roll` is what both know of who is there,
+//! - `template` is the process that forks workers on this machine,
 //! - `serve` drives one worker for the sandbox that it stands for, and replaces it when it breaks,
-//! - `message` and `link` are what is said and how it travels, `output` is what is left in files.
+//! - `message` and `link` are what is said and how it travels, `relay` the way to another place,
+//! - `site` is what can be done where processes are, `output` is what is left in files.
 //!
 //! Collecting is the framework's business ([`PytestWorkers`](crate::framework::pytest::PytestWorkers)); which test runs
 //! where is the scheduler's. What the processes send is untrusted, although it is code of the user's own: a test may
 //! write to any descriptor.
 
 mod directory;
+mod far;
 mod host;
 mod link;
 mod message;
 mod output;
+mod relay;
+mod roll;
 mod serve;
+mod site;
 mod template;
 
 use std::time::Duration;
 
-pub use host::{Dist, PytestHost, PytestOptions};
+pub use host::{Dist, Elsewhere, PytestHost, PytestOptions};
 pub(crate) use host::{FromTemplate, WorkerProcess};
 pub(crate) use link::LinkError;
 pub(crate) use message::{Collected, Incoming, Outgoing, UnitLine};

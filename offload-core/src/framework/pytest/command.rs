@@ -4,7 +4,7 @@
 //! temporary directory that the plugin removes. So a batch is one command, wherever the sandbox is, and neither the
 //! number nor the names of tests meet the limits of an argument list.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -112,6 +112,18 @@ fn command(config: &PytestFrameworkConfig) -> String {
         return "\"$(command -v python || command -v python3 || echo python)\" -m pytest".to_owned();
     }
     command.to_owned()
+}
+
+/// The beginning of a shell line that starts the Python with which `command` starts pytest: Python's arguments follow.
+pub(super) fn python(config: &PytestFrameworkConfig) -> String {
+    let mut line = exports(&BTreeMap::new(), &config.prepend_path);
+    let command = config.command.trim();
+    if command == PytestFrameworkConfig::default().command {
+        line.push_str("exec \"$(command -v python3 || command -v python || echo python3)\"");
+    } else {
+        let _ = write!(line, "exec {}", command.split(" -m pytest").next().unwrap_or_default());
+    }
+    line
 }
 
 /// A file as an argument that is no option and no node id.

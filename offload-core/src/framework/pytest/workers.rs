@@ -1,7 +1,8 @@
-//! pytest with workers of this machine: one template process, forks of it collect and run.
+//! pytest with workers: forks of a template process collect and run, on this machine or elsewhere.
 //!
 //! Discovery starts the template and, where collecting can be shared out, as many workers as are of use. Each keeps what
-//! it collected and is handed to the sandbox that runs its tests first. What is found is told in the order in which
+//! it collected and is handed to the sandbox that runs its tests first. Where sandboxes are somewhere else, it has them
+//! created: each has a template of its own, and all of them number the same files in the same way. What is found is told in the order in which
 //! plain pytest would have found it, when all of it is there: pytest runs nothing while it still collects.
 //!
 //! - `share` decides which worker collects which files next,
@@ -15,17 +16,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 
-use self::collect::Collection;
+use self::collect::{Collection, Collectors};
 use crate::event::NativeEvent;
 use crate::framework::{
-    Discovered, DiscoverySink, Execution, FrameworkError, FrameworkResult, TestFramework, TestInstance, TestRecord,
-    TestResult,
+    Discovered, DiscoverySink, Execution, FrameworkError, FrameworkResult, Sandboxes, TestFramework, TestInstance,
+    TestRecord, TestResult,
 };
-use crate::provider::{Command, ExecOutput};
+use crate::provider::{Built, Command, ExecOutput};
 use crate::worker::pytest::{FromTemplate, Incoming, PytestHost, PytestOptions};
 
-/// Tests of pytest, collected and run by workers of this machine.
+/// How many sandboxes may break, one after the other, before the first of them has said what there is to collect.
+const FIRST_ATTEMPTS: u32 = 3;
+
+/// Tests of pytest, collected and run by workers.
 #[derive(Debug)]
 pub struct PytestWorkers {
     host: Arc<PytestHost>,
@@ -42,25 +47,63 @@ impl PytestWorkers {
         &self.host
     }
 
+    /// Collects with workers of this machine.
     async fn collect(&self, sink: &DiscoverySink) -> FrameworkResult<Vec<TestRecord>> {
         let options = self.host.options();
-        let mut template = self.host.start(sink.clone()).map_err(|error| {
+        let template = self.host.start(sink.clone()).map_err(|error| {
             FrameworkError::Discovery(format!(
                 "cannot start pytest's template process with {} in {}: {error}; check that both are there",
                 options.python.display(),
                 options.cwd.display()
             ))
         })?;
-        self.host.initialise().await;
+        self.host.initialise(0).await;
+        match self.hear(template, Collectors::here(&self.host), sink).await {
+            Ok(tests) => Ok(tests),
+            Err(Stopped::Finally(error)) => Err(error),
+            Err(Stopped::Lost(reason)) => Err(FrameworkError::Discovery(reason)),
+        }
+    }
+
+    /// Collects in sandboxes that are somewhere else.
+    async fn collect_in(&self, sandboxes: Sandboxes, sink: &DiscoverySink) -> FrameworkResult<Vec<TestRecord>> {
+        self.host.report_to(sink.clone());
+        let mut last = String::new();
+        for number in 0..FIRST_ATTEMPTS {
+            if let Err(reason) = sandboxes.ready(number).await {
+                last = reason;
+                continue;
+            }
+            let Some(template) = self.host.first() else { continue };
+            self.host.initialise(number).await;
+            let collectors = Collectors::elsewhere(&self.host, number, sandboxes.clone());
+            match self.hear(template, collectors, sink).await {
+                Ok(tests) => return Ok(tests),
+                Err(Stopped::Finally(error)) => return Err(error),
+                Err(Stopped::Lost(reason)) => last = reason,
+            }
+        }
+        Err(FrameworkError::Discovery(format!("no tests could be collected, in {FIRST_ATTEMPTS} attempts: {last}")))
+    }
+
+    /// Hears from the template what there is to collect, and has it collected.
+    async fn hear(
+        &self,
+        mut template: mpsc::UnboundedReceiver<FromTemplate>,
+        collectors: Collectors,
+        sink: &DiscoverySink,
+    ) -> Result<Vec<TestRecord>, Stopped> {
+        let options = self.host.options();
         let mut collection = Collection::new(&self.host, sink);
         loop {
             let message = match template.recv().await {
                 Some(FromTemplate::Message(message)) => message,
-                Some(FromTemplate::Ended(text)) => return Err(FrameworkError::Discovery(text)),
-                None => return Err(FrameworkError::Discovery("the run was ended".to_owned())),
+                Some(FromTemplate::Ended(text)) => return Err(FrameworkError::Discovery(text).into()),
+                Some(FromTemplate::Lost(reason)) => return Err(Stopped::Lost(reason)),
+                None => return Err(FrameworkError::Discovery("the run was ended".to_owned()).into()),
             };
             match message {
-                Incoming::Fatal { exit_code, text } => return Err(collection.fatal(exit_code, &text)),
+                Incoming::Fatal { exit_code, text } => return Err(collection.fatal(exit_code, &text).into()),
                 Incoming::Configured { collect, collect_reason, start, start_reason } => {
                     let data = serde_json::json!({
                         "workers": options.workers,
@@ -71,18 +114,35 @@ impl PytestWorkers {
                     });
                     sink.send(Discovered::Native(NativeEvent::new("header", data.to_string())));
                 }
-                Incoming::Units(units) => {
-                    collection.share_out(units, &mut template).await?;
+                Incoming::Units(units, digest) => {
+                    self.host.set_numbering(digest);
+                    collection.share_out(units, &mut template, collectors).await?;
                     break;
                 }
                 Incoming::Collected(collected) => collection.add(collected, None),
                 Incoming::CollectReport { report, failed } => collection.report(report, failed),
-                Incoming::CollectionFinished => break,
+                Incoming::CollectionFinished(digest) => {
+                    self.host.set_numbering(digest);
+                    break;
+                }
                 Incoming::Native(kind, data) => collection.pass_on(kind, data),
                 _ => {}
             }
         }
-        collection.into_tests(options.continue_on_collection_errors)
+        Ok(collection.into_tests(options.continue_on_collection_errors)?)
+    }
+}
+
+/// Why collecting came to nothing.
+enum Stopped {
+    Finally(FrameworkError),
+    /// The sandbox in which it was done is gone.
+    Lost(String),
+}
+
+impl From<FrameworkError> for Stopped {
+    fn from(error: FrameworkError) -> Self {
+        Self::Finally(error)
     }
 }
 
@@ -100,6 +160,20 @@ impl TestFramework for PytestWorkers {
         let tests = self.collect(&sink).await?;
         sink.send(Discovered::Tests(tests));
         Ok(())
+    }
+
+    async fn discover_in(&self, paths: &[PathBuf], sandboxes: Sandboxes, sink: DiscoverySink) -> FrameworkResult<()> {
+        if !self.host.is_elsewhere() {
+            return self.discover_stream(paths, sink).await;
+        }
+        let tests = self.collect_in(sandboxes, &sink).await?;
+        sink.send(Discovered::Tests(tests));
+        Ok(())
+    }
+
+    fn built(&self) -> Built {
+        let root = self.host.options().elsewhere.as_ref().and_then(|elsewhere| elsewhere.root.clone());
+        Built { root, ..Built::default() }
     }
 
     fn produce_test_execution_command(&self, _tests: &[TestInstance], _result_file: &str) -> Command {

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::{Assigned, Dispatcher, Fact, Place};
 use crate::event::{FinishedTest, RunEvent, StopReason};
-use crate::framework::{TestInstance, TestOutcome};
+use crate::framework::{Execution, TestInstance, TestOutcome};
 use crate::orchestrator::remote::Session;
-use crate::orchestrator::runner::Job;
+use crate::orchestrator::runner::{Job, RunnerContext, close};
 use crate::orchestrator::scheduler::{Action, Assignment, SandboxIndex};
-use crate::provider::{Sandbox, SandboxRequest};
+use crate::provider::{CopyDir, ProviderResult, Sandbox, SandboxRequest};
 use crate::report::summary::LostSandbox;
 
 /// The first pause before a sandbox is created anew after one broke; it doubles with every further loss in a row.
@@ -25,6 +25,9 @@ impl Dispatcher<'_> {
                     let place =
                         Place { id, runner: None, assigned: HashMap::new(), busy: Duration::ZERO, failed: None };
                     self.places.insert(index, place);
+                    if self.take_from_reserve(index) {
+                        continue;
+                    }
                     let pooled = self.pool.lock().await.take();
                     if self.may_create() || pooled.is_some() {
                         self.create(index, pooled);
@@ -88,7 +91,7 @@ impl Dispatcher<'_> {
     }
 
     /// Sandboxes that share nothing with this machine start from a copy of its files: not before all of them are there.
-    fn may_create(&self) -> bool {
+    pub(super) fn may_create(&self) -> bool {
         self.prepared && !(self.building && self.orchestrator.provider.isolates())
     }
 
@@ -97,10 +100,11 @@ impl Dispatcher<'_> {
             for sandbox in std::mem::take(&mut self.waiting) {
                 self.create(sandbox, None);
             }
+            self.create_reserve();
         }
     }
 
-    fn create(&mut self, index: SandboxIndex, pooled: Option<Box<dyn Sandbox>>) {
+    pub(super) fn create(&mut self, index: SandboxIndex, pooled: Option<Box<dyn Sandbox>>) {
         self.creating += 1;
         let facts = self.facts.clone();
         let provider = Arc::clone(&self.orchestrator.provider);
@@ -120,18 +124,17 @@ impl Dispatcher<'_> {
             }
             let begun = Instant::now();
             let result = async {
-                let sandbox = match pooled {
-                    Some(sandbox) => sandbox,
-                    None => provider.create_sandbox(&request).await?,
+                let sandbox: Arc<dyn Sandbox> = match pooled {
+                    Some(sandbox) => sandbox.into(),
+                    None => provider.create_sandbox(&request).await?.into(),
                 };
-                for dir in &copy_dirs {
-                    if let Err(error) = sandbox.upload(&dir.local, &dir.remote).await {
-                        let _ = sandbox.terminate().await;
-                        return Err(error);
+                match equip(index, sandbox.as_ref(), &copy_dirs, &context).await {
+                    Ok(session) => Ok((sandbox, session)),
+                    Err(error) => {
+                        let _ = close(index, sandbox.as_ref(), &context.execution).await;
+                        Err(error)
                     }
                 }
-                let session = Session::open(index, sandbox.as_ref(), &context).await;
-                Ok((sandbox, session))
             }
             .await;
             let _ = facts.send(Fact::Created(index, result, begun.elapsed()));
@@ -199,4 +202,20 @@ impl Dispatcher<'_> {
             let _ = facts.send(Fact::Terminated(index, result));
         });
     }
+}
+
+/// Brings into a new sandbox what belongs there, and starts what executes tests in it.
+async fn equip(
+    index: SandboxIndex,
+    sandbox: &dyn Sandbox,
+    copy_dirs: &[CopyDir],
+    context: &RunnerContext,
+) -> ProviderResult<Option<Session>> {
+    for dir in copy_dirs {
+        sandbox.upload(&dir.local, &dir.remote).await?;
+    }
+    if let Execution::Pytest(host) = &context.execution {
+        return host.open(index.0, sandbox).await.map(|()| None);
+    }
+    Ok(Session::open(index, sandbox, context).await)
 }

@@ -10,7 +10,7 @@ use crate::event::{FinishedTest, RunEvent, StopReason};
 use crate::framework::{Discovered, TestOutcome};
 use crate::orchestrator::cancel::Urgency;
 use crate::orchestrator::result::exit_code;
-use crate::orchestrator::runner::Report;
+use crate::orchestrator::runner::{Report, close};
 use crate::orchestrator::scheduler::SandboxIndex;
 
 /// How long sandboxes get to be destroyed at the end.
@@ -28,6 +28,7 @@ impl Dispatcher<'_> {
                 self.release(index);
             }
         }
+        self.empty_reserve();
         self.orchestrator.provider.give_up();
         let patience = tokio::time::sleep(TERMINATE_PATIENCE);
         tokio::pin!(patience);
@@ -38,9 +39,9 @@ impl Dispatcher<'_> {
                     Fact::Created(index, Ok((sandbox, _)), _) => {
                         self.creating -= 1;
                         self.terminating += 1;
-                        let facts = self.facts.clone();
+                        let (facts, execution) = (self.facts.clone(), self.context.execution.clone());
                         tokio::spawn(async move {
-                            let result = sandbox.terminate().await;
+                            let result = close(index, sandbox.as_ref(), &execution).await;
                             let _ = facts.send(Fact::Terminated(index, result));
                         });
                     }

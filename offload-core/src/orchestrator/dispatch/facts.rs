@@ -5,14 +5,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Dispatcher, Fact, Test};
+use super::{Created, Dispatcher, Fact, Test};
 use crate::event::{Attempt, FinishedTest, NativeEvent, RunEvent, StopReason, TestInfo};
-use crate::framework::{Discovered, FrameworkResult, TestOutcome, TestRecord, TestResult};
+use crate::framework::{Discovered, Execution, FrameworkResult, TestOutcome, TestRecord, TestResult};
 use crate::orchestrator::cancel::Urgency;
-use crate::orchestrator::remote::Session;
 use crate::orchestrator::runner::{Report, TestRunner};
 use crate::orchestrator::scheduler::{SandboxIndex, TestIndex, TestSpec, Verdict};
-use crate::provider::{ProviderError, ProviderResult, Sandbox};
+use crate::provider::{ProviderError, ProviderResult};
 use crate::worker::{Harness, Message, TestKey, UnitKey};
 
 /// How long a message takes to a worker in this process and back.
@@ -117,7 +116,9 @@ impl Dispatcher<'_> {
             }
             Fact::Created(index, result, took) => {
                 self.creating -= 1;
-                self.on_created(index, result, took);
+                if let Some(result) = self.keep_in_reserve(index, result, took) {
+                    self.on_created(index, result, took);
+                }
             }
             Fact::Terminated(index, result) => {
                 self.terminating -= 1;
@@ -130,17 +131,15 @@ impl Dispatcher<'_> {
         }
     }
 
-    fn on_created(
-        &mut self,
-        index: SandboxIndex,
-        result: ProviderResult<(Box<dyn Sandbox>, Option<Session>)>,
-        took: Duration,
-    ) {
+    pub(super) fn on_created(&mut self, index: SandboxIndex, result: ProviderResult<Created>, took: Duration) {
         let now = self.now();
         let failure = match result {
             Ok((sandbox, session)) => {
-                let sandbox: Arc<dyn Sandbox> = Arc::from(sandbox);
-                let round_trip = if sandbox.host_slot().is_some() { LOCAL_ROUND_TRIP } else { REMOTE_ROUND_TRIP };
+                let round_trip = match &self.context.execution {
+                    _ if sandbox.host_slot().is_some() => LOCAL_ROUND_TRIP,
+                    Execution::Pytest(host) => host.round_trip(index.0).unwrap_or(REMOTE_ROUND_TRIP),
+                    _ => REMOTE_ROUND_TRIP,
+                };
                 match TestRunner::start(index, sandbox, session, &self.context) {
                     Ok(runner) => {
                         let id = runner.id();

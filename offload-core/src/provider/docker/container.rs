@@ -57,7 +57,8 @@ pub(super) struct Spec {
 /// A container that exists.
 pub(super) struct Container {
     pub(super) inner: Arc<Inner>,
-    image_name: String,
+    /// How the user knows the image, and what it is for.
+    pub(super) image_name: String,
     /// What the container's life hangs on.
     holder: Mutex<Option<Pin<Box<dyn AsyncWrite + Send>>>>,
 }

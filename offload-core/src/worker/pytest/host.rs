@@ -1,9 +1,10 @@
-//! The template process and everything that comes of it.
+//! The template processes of a run and everything that comes of them.
 //!
-//! One task owns the template and the socket on which it and its forks connect. Others talk to it by messages; a worker
-//! that has connected belongs to whoever asked for it.
+//! On this machine there is one. A task owns it and the socket on which it and its forks connect; others talk to it by
+//! messages, and a worker that has connected belongs to whoever asked for it. Sandboxes that are somewhere else have a
+//! template each ([`far`](super::far)), with the same numbering of what was collected.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
@@ -15,28 +16,31 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use tokio::net::{UnixListener, UnixStream};
+use rustix::process::Pid;
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::directory::RunDirectory;
-use super::link::{Link, LinkError};
-use super::message::{Exit, Hello, Incoming, Outgoing, VERSION};
+use super::far::Far;
+use super::link::Link;
+use super::message::{Exit, Incoming, Outgoing};
 use super::output;
+use super::relay::{self, NoRelay, Stream};
+use super::roll::{Reply, Roll, TAIL_LINES, next};
 use super::serve::{PytestWorker, Said};
+use super::site::{Site, kill_group};
 use super::template::Template;
 use crate::event::NativeEvent;
 use crate::framework::{Discovered, DiscoverySink};
+use crate::provider::{ProviderError, ProviderResult, Sandbox};
 
-/// How long a process that has connected may take to say who it is.
-const HELLO_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the template may take to end when it is told to.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long workers that ran no test may take to tear down what collecting set up.
 const DISMISSAL_PATIENCE: Duration = Duration::from_secs(10);
-/// How many lines of a process's own output an error shows.
-const TAIL_LINES: usize = 60;
+/// The number of the template of this machine.
+const HERE: u32 = 0;
 
 /// Which tests run on one worker, one after the other. The names are those of pytest-xdist's `--dist`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -110,6 +114,17 @@ pub struct PytestOptions {
     pub init: Option<String>,
     /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`] says.
     pub adopted: Option<i32>,
+    /// How sandboxes that are somewhere else are used; `None`: there are none, and all happens on this machine.
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// Tests are collected and run in sandboxes that are somewhere else.
+#[derive(Debug, Clone, Default)]
+pub struct Elsewhere {
+    /// What starts Python there, in shell language: Python's arguments follow.
+    pub python: String,
+    /// The root of the repository here, if that is known better than by looking for it.
+    pub root: Option<PathBuf>,
 }
 
 /// The template process and its workers.
@@ -123,10 +138,14 @@ pub struct PytestHost {
 
 #[derive(Debug, Default)]
 struct State {
-    orders: Option<mpsc::UnboundedSender<Order>>,
-    task: Option<JoinHandle<()>>,
-    /// Lines for the template that wait for the one that comes first; `None` once that has been sent.
-    after_init: Option<Vec<String>>,
+    /// By the number of the sandbox; on this machine there is one for all.
+    templates: BTreeMap<u32, Handle>,
+    /// What templates were told after `init`, for those that come later.
+    told: Vec<String>,
+    /// What the template says to which discovery has not listened yet.
+    first: Option<mpsc::UnboundedReceiver<FromTemplate>>,
+    /// The name of the numbering that all templates must have, once one has walked the directories.
+    numbering: Option<String>,
     /// Where what is left to say goes after discovery.
     sink: Option<DiscoverySink>,
     /// Workers that have collected and run nothing yet, by the number of the sandbox that they are meant for.
@@ -153,6 +172,15 @@ impl Meeting {
     }
 }
 
+/// A template process, for those who ask something of it.
+#[derive(Debug)]
+struct Handle {
+    site: Site,
+    orders: mpsc::UnboundedSender<Order>,
+    task: JoinHandle<()>,
+    initialised: bool,
+}
+
 /// A worker that has connected.
 #[derive(Debug)]
 pub(crate) struct WorkerProcess {
@@ -163,12 +191,13 @@ pub(crate) struct WorkerProcess {
     pub link: Link,
     /// How it ended, once the template knows.
     pub exit: oneshot::Receiver<Exit>,
+    pub site: Site,
 }
 
 impl WorkerProcess {
     /// Kills it and all that it started.
     pub fn kill(&self) {
-        kill_group(self.pid);
+        self.site.kill(self.pid);
     }
 }
 
@@ -178,17 +207,20 @@ pub(crate) enum FromTemplate {
     Message(Incoming),
     /// It is gone; a sentence, with what it wrote last.
     Ended(String),
+    /// Its sandbox is gone.
+    Lost(String),
 }
 
 /// The answer to the wish for a worker.
 pub(crate) type Forked = oneshot::Receiver<Result<WorkerProcess, String>>;
 
-enum Order {
-    /// A line for the template.
+/// What a template is asked for.
+pub(super) enum Order {
+    /// A line for it.
     Tell(String),
     Fork {
         id: String,
-        reply: oneshot::Sender<Result<WorkerProcess, String>>,
+        reply: Reply,
     },
     Shutdown {
         now: bool,
@@ -199,13 +231,17 @@ impl PytestHost {
     /// A host that has started nothing yet.
     pub fn new(options: PytestOptions) -> Self {
         let init = watch::Sender::new(options.init.clone());
-        let state = Mutex::new(State { after_init: Some(Vec::new()), ..State::default() });
-        Self { options, init, next_id: AtomicU32::new(0), state }
+        Self { options, init, next_id: AtomicU32::new(0), state: Mutex::default() }
     }
 
     /// What it was made with.
     pub fn options(&self) -> &PytestOptions {
         &self.options
+    }
+
+    /// Whether tests are collected and run in sandboxes that are somewhere else.
+    pub fn is_elsewhere(&self) -> bool {
+        self.options.elsewhere.is_some()
     }
 
     /// Gives the `init` message, complete, on one line, if that was not known at the beginning. The template waits for it.
@@ -234,7 +270,13 @@ impl PytestHost {
         Ok(point)
     }
 
-    /// Starts the template. What it says comes out of the receiver; what is left to say after discovery goes to `sink`.
+    /// Where what is left to say goes.
+    pub(crate) fn report_to(&self, sink: DiscoverySink) {
+        self.state().sink = Some(sink);
+    }
+
+    /// Starts the template of this machine. What it says comes out of the receiver; what is left to say after discovery
+    /// goes to `sink`.
     pub(crate) fn start(&self, sink: DiscoverySink) -> io::Result<mpsc::UnboundedReceiver<FromTemplate>> {
         let meeting = self.state().meeting.take();
         let Meeting { dir, listener, nonce } = meeting.map_or_else(Meeting::new, Ok)?;
@@ -243,71 +285,143 @@ impl PytestHost {
             Some(pid) => Template::adopt(pid)?,
             None => Template::start(&self.options, &dir.socket(), &nonce, &output)?,
         };
+        let (roll, from_template) = Roll::new(Site::Here, nonce, dir.path().to_owned(), sink.clone());
         let (orders, inbox) = mpsc::unbounded_channel();
-        let (template, from_template) = mpsc::unbounded_channel();
         let actor = Actor {
             options: self.options.clone(),
             dir,
             output,
             listener: UnixListener::from_std(listener)?,
-            nonce,
             group: process.group(),
             process,
-            link: None,
-            told: Vec::new(),
-            replace: false,
             inbox,
-            template,
-            sink: sink.clone(),
-            asked: HashMap::new(),
-            exits: HashMap::new(),
-            live: HashMap::new(),
-            greeters: JoinSet::new(),
+            roll,
         };
         let mut state = self.state();
-        state.task = Some(tokio::spawn(actor.run()));
-        state.orders = Some(orders);
+        let task = tokio::spawn(actor.run());
+        state.templates.insert(HERE, Handle { site: Site::Here, orders, task, initialised: false });
         state.sink = Some(sink);
         Ok(from_template)
     }
 
-    /// Sends the template its `init` message as soon as there is one.
-    pub(crate) async fn initialise(&self) {
+    /// Starts a template in a sandbox that is somewhere else. The first one is discovery's to talk to
+    /// ([`Self::first`]); with any other this waits until it is ready to make workers.
+    pub(crate) async fn open(&self, slot: u32, sandbox: &dyn Sandbox) -> ProviderResult<()> {
+        let place = sandbox.place();
+        let never = |what: &str| {
+            ProviderError::Unusable(format!(
+                "pytest's tests cannot run in {place}: {what}\nWhat is needed there is Python 3.9 or newer with pytest: \
+                 install both (in the image, or by `sandbox_init_cmd` in [offload]), or let `command` in [framework] \
+                 say what starts pytest there"
+            ))
+        };
+        let Some(elsewhere) = &self.options.elsewhere else { return Ok(()) };
+        let nonce = nonce();
+        let command = relay::command(&elsewhere.python, &nonce);
+        let channel = sandbox.open_channel(&command).await?;
+        let channel = channel.ok_or_else(|| never("a program that is to be talked to cannot be started there"))?;
+        let stream = Stream::open(channel, &nonce).await.map_err(|error| match error {
+            NoRelay::Never(what) => never(&what),
+            NoRelay::Broken(what) => ProviderError::Exec(format!("no worker can be started in {place}: {what}")),
+        })?;
+        stream.start(&self.options.env, self.options.inherit_output);
+        let wire = stream.wire();
+        // Without a sink there is no discovery, and nobody to hear anything.
+        let sink = self.state().sink.clone().unwrap_or_else(|| DiscoverySink::new().0);
+        let (roll, from_template) = Roll::new(Site::There(wire.clone()), nonce, PathBuf::new(), sink.clone());
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let far = Far { stream, roll, inbox, place: place.clone() };
+        let numbering = {
+            let mut state = self.state();
+            let (site, task) = (Site::There(wire.clone()), tokio::spawn(far.run()));
+            state.templates.insert(slot, Handle { site, orders, task, initialised: false });
+            state.numbering.clone()
+        };
+        wire.measure().await;
+        match numbering {
+            None => {
+                self.state().first = Some(from_template);
+                Ok(())
+            }
+            Some(numbering) => {
+                self.initialise(slot).await;
+                agree(&numbering, from_template, &sink, &place).await
+            }
+        }
+    }
+
+    /// What the template says that was started first and is discovery's to talk to.
+    pub(crate) fn first(&self) -> Option<mpsc::UnboundedReceiver<FromTemplate>> {
+        self.state().first.take()
+    }
+
+    /// Makes a numbering the one that all templates must have. Those that come from now on only say what theirs is.
+    pub(crate) fn set_numbering(&self, digest: String) {
+        self.state().numbering.get_or_insert(digest);
+    }
+
+    /// How long a message takes to a sandbox that is somewhere else, and back.
+    pub(crate) fn round_trip(&self, slot: u32) -> Option<Duration> {
+        self.state().templates.get(&slot).map(|template| template.site.round_trip())
+    }
+
+    /// Ends the template of a sandbox that is somewhere else, and a worker that nobody wanted.
+    pub(crate) async fn close(self: &Arc<Self>, slot: u32) {
+        if !self.is_elsewhere() {
+            return;
+        }
+        let (worker, template, sink) = {
+            let mut state = self.state();
+            (state.waiting.remove(&slot), state.templates.remove(&slot), state.sink.clone())
+        };
+        if let Some(worker) = worker {
+            let _ = tokio::time::timeout(DISMISSAL_PATIENCE, self.dismiss(slot, worker, sink)).await;
+        }
+        if let Some(template) = template {
+            template.end(false).await;
+        }
+    }
+
+    /// Sends a template its `init` message as soon as there is one.
+    pub(crate) async fn initialise(&self, slot: u32) {
         let mut init = self.init.subscribe();
         // The sender lives as long as the host.
         if let Ok(line) = init.wait_for(Option::is_some).await {
-            let line = line.clone().unwrap_or_default();
+            let mut line = line.clone().unwrap_or_default();
             let mut state = self.state();
-            let lines = state.after_init.take().unwrap_or_default();
-            if let Some(orders) = &state.orders {
-                for line in std::iter::once(line).chain(lines) {
+            let State { templates, told, numbering, .. } = &mut *state;
+            if let (Some(_), Some(fields)) = (numbering, line.strip_prefix('{')) {
+                line = format!("{{\"again\":true,{fields}");
+            }
+            if let Some(template) = templates.get_mut(&slot) {
+                template.initialised = true;
+                for line in std::iter::once(line).chain(told.iter().cloned()) {
                     // If nobody takes it the template is gone, of which others hear.
-                    let _ = orders.send(Order::Tell(line));
+                    let _ = template.orders.send(Order::Tell(line));
                 }
             }
         }
     }
 
-    /// Gives the template a message, complete, on one line, after `init`. Only the worker's program knows what it says.
+    /// Gives the templates a message, complete, on one line, after `init`. Only the worker's program knows what it says.
     pub fn tell(&self, line: String) {
-        if let Some(lines) = &mut self.state().after_init {
-            lines.push(line);
-            return;
+        let mut state = self.state();
+        for template in state.templates.values().filter(|template| template.initialised) {
+            let _ = template.orders.send(Order::Tell(line.clone()));
         }
-        self.order(Order::Tell(line));
+        state.told.push(line);
     }
 
-    fn order(&self, order: Order) -> bool {
-        self.state().orders.as_ref().is_some_and(|orders| orders.send(order).is_ok())
-    }
-
-    /// Asks for a further worker. Its id is one that no other had.
-    pub(crate) fn fork(&self) -> (Arc<str>, Forked) {
+    /// Asks for a further worker for the sandbox `slot`. Its id is one that no other had.
+    pub(crate) fn fork(&self, slot: u32) -> (Arc<str>, Forked) {
         let id = format!("gw{}", self.next_id.fetch_add(1, Ordering::Relaxed));
         let (reply, forked) = oneshot::channel();
         let shared = Arc::from(id.as_str());
-        // If nobody takes the order the reply is dropped, which says as much.
-        self.order(Order::Fork { id, reply });
+        let template = if self.is_elsewhere() { slot } else { HERE };
+        if let Some(template) = self.state().templates.get(&template) {
+            // If nobody takes the order the reply is dropped, which says as much.
+            let _ = template.orders.send(Order::Fork { id, reply });
+        }
         (shared, forked)
     }
 
@@ -321,30 +435,77 @@ impl PytestHost {
         self.state().waiting.remove(&slot)
     }
 
-    /// Ends everything: workers that were not taken, the template, and whatever is left of either.
+    /// Has a worker tear down what collecting set up.
+    fn dismiss(
+        self: &Arc<Self>,
+        slot: u32,
+        worker: WorkerProcess,
+        sink: Option<DiscoverySink>,
+    ) -> impl Future<Output = ()> + use<> {
+        let worker = PytestWorker::with(self, slot, worker, move |said| {
+            if let (Said::Native(_, event), Some(sink)) = (said, &sink) {
+                sink.send(Discovered::Native(event));
+            }
+        });
+        worker.finish()
+    }
+
+    /// Ends everything: workers that were not taken, the templates, and whatever is left of either.
     pub(crate) async fn finish(self: &Arc<Self>, now: bool) {
-        let (waiting, sink, task) = {
+        let (waiting, sink) = {
             let mut state = self.state();
-            (std::mem::take(&mut state.waiting), state.sink.take(), state.task.take())
+            (std::mem::take(&mut state.waiting), state.sink.take())
         };
         if !now {
             let mut dismissals = JoinSet::new();
-            for (_, worker) in waiting {
-                let sink = sink.clone();
-                let worker = PytestWorker::with(self, worker, move |said| {
-                    if let (Said::Native(_, event), Some(sink)) = (said, &sink) {
-                        sink.send(Discovered::Native(event));
-                    }
-                });
-                dismissals.spawn(worker.finish());
+            for (slot, worker) in waiting {
+                dismissals.spawn(self.dismiss(slot, worker, sink.clone()));
             }
             let _ = tokio::time::timeout(DISMISSAL_PATIENCE, dismissals.join_all()).await;
         }
-        self.order(Order::Shutdown { now });
-        if let Some(task) = task
-            && let Err(error) = task.await
+        let templates = std::mem::take(&mut self.state().templates);
+        let ends: JoinSet<()> = templates.into_values().map(|template| template.end(now)).collect();
+        ends.join_all().await;
+    }
+}
+
+impl Handle {
+    async fn end(self, now: bool) {
+        let _ = self.orders.send(Order::Shutdown { now });
+        if let Err(error) = self.task.await
+            && !error.is_cancelled()
         {
             tracing::error!(%error, "the task of the template process ended abnormally");
+        }
+    }
+}
+
+/// Waits until a template has walked the directories that another has walked before it.
+async fn agree(
+    numbering: &str,
+    mut template: mpsc::UnboundedReceiver<FromTemplate>,
+    sink: &DiscoverySink,
+    place: &str,
+) -> ProviderResult<()> {
+    loop {
+        match template.recv().await {
+            Some(FromTemplate::Message(Incoming::Numbered { digest })) if digest == numbering => return Ok(()),
+            Some(FromTemplate::Message(Incoming::Numbered { .. })) => {
+                return Err(ProviderError::Unusable(format!(
+                    "The tests that pytest collects in {place} are others than those in the first sandbox, or come in \
+                     another order. Make collection repeatable: no sets and no random parameters, and the same files in \
+                     all sandboxes"
+                )));
+            }
+            Some(FromTemplate::Message(Incoming::Native(kind, data))) => {
+                sink.send(Discovered::Native(NativeEvent::new(kind, data)));
+            }
+            Some(FromTemplate::Message(Incoming::Fatal { exit_code, text })) => {
+                return Err(ProviderError::Exec(format!("pytest ended in {place} (exit code {exit_code}):\n{text}")));
+            }
+            Some(FromTemplate::Message(_)) => {}
+            Some(FromTemplate::Ended(text) | FromTemplate::Lost(text)) => return Err(ProviderError::Exec(text)),
+            None => return Err(ProviderError::Exec(format!("the template process in {place} is gone"))),
         }
     }
 }
@@ -352,39 +513,24 @@ impl PytestHost {
 impl Drop for PytestHost {
     fn drop(&mut self) {
         // The template is killed with the task; workers end when their connections do.
-        if let Some(task) = &self.state().task {
-            task.abort();
+        for template in self.state().templates.values() {
+            template.task.abort();
         }
     }
 }
 
-/// Owns the template and the socket.
+/// Owns the template of this machine and the socket.
 struct Actor {
     options: PytestOptions,
     /// Removed last.
     dir: RunDirectory,
     output: PathBuf,
     listener: UnixListener,
-    nonce: String,
     process: Template,
     /// The template's, as long as its end has not been seen.
     group: Option<Pid>,
-    link: Option<Link>,
-    /// What the template was told, or is to be told once it has connected.
-    told: Vec<String>,
-    /// Another template takes the place of this one when it has ended.
-    replace: bool,
     inbox: mpsc::UnboundedReceiver<Order>,
-    template: mpsc::UnboundedSender<FromTemplate>,
-    /// Hears what the template has to say for others once discovery does not listen any more.
-    sink: DiscoverySink,
-    /// Who waits for which worker.
-    asked: HashMap<String, oneshot::Sender<Result<WorkerProcess, String>>>,
-    /// Who is to hear how which worker ended.
-    exits: HashMap<String, oneshot::Sender<Exit>>,
-    /// Workers that have not been reported as ended.
-    live: HashMap<String, Pid>,
-    greeters: JoinSet<Option<(Hello, Link)>>,
+    roll: Roll,
 }
 
 impl Actor {
@@ -392,23 +538,18 @@ impl Actor {
         let now = loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => drop(self.greeters.spawn(greet(stream))),
+                    Ok((stream, _)) => self.roll.greet(Link::new(stream)),
                     Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
                 },
-                Some(greeted) = self.greeters.join_next() => {
+                Some(greeted) = self.roll.greeters.join_next() => {
                     if let Ok(Some((hello, link))) = greeted {
-                        self.on_hello(hello, link);
+                        self.roll.on_hello(hello, link);
                     }
                 }
-                said = next(&mut self.link) => self.on_template(said),
+                said = next(&mut self.roll.link) => self.roll.on_template(said),
                 order = self.inbox.recv() => match order {
-                    Some(Order::Tell(line)) => {
-                        if let Some(link) = &mut self.link {
-                            link.send_line(&line);
-                        }
-                        self.told.push(line);
-                    }
-                    Some(Order::Fork { id, reply }) => self.fork(id, reply),
+                    Some(Order::Tell(line)) => self.roll.tell(line),
+                    Some(Order::Fork { id, reply }) => self.roll.fork(id, reply),
                     Some(Order::Shutdown { now }) => break now,
                     None => break true,
                 },
@@ -416,98 +557,16 @@ impl Actor {
             }
         };
         self.end(now).await;
-    }
-
-    fn on_hello(&mut self, hello: Hello, link: Link) {
-        if hello.nonce != self.nonce {
-            tracing::warn!(id = hello.id, "a process with a wrong nonce connected");
-            return;
-        }
-        if hello.version != VERSION {
-            let text = format!(
-                "the pytest worker speaks version {} of the protocol, this program version {VERSION}; \
-                 install both from the same release",
-                hello.version
-            );
-            let _ = self.template.send(FromTemplate::Ended(text));
-            return;
-        }
-        if hello.is_template {
-            let link = self.link.insert(link);
-            for line in &self.told {
-                link.send_line(line);
-            }
-            return;
-        }
-        let (Some(reply), Some(pid)) = (self.asked.remove(&hello.id), Pid::from_raw(hello.pid)) else {
-            tracing::warn!(id = hello.id, "a worker connected that nobody asked for");
-            return;
-        };
-        let (exit, exited) = oneshot::channel();
-        self.live.insert(hello.id.clone(), pid);
-        self.exits.insert(hello.id.clone(), exit);
-        let Hello { id, dump, output, .. } = hello;
-        let worker = WorkerProcess { id: id.into(), pid, dump, output, link, exit: exited };
-        // Whoever asked may be gone; then the worker hears the end of its connection.
-        let _ = reply.send(Ok(worker));
-    }
-
-    fn on_template(&mut self, said: Result<Option<Incoming>, LinkError>) {
-        match said {
-            Ok(Some(Incoming::Exited { id, exit })) => {
-                self.live.remove(&id);
-                if let Some(heard) = self.exits.remove(&id) {
-                    let _ = heard.send(exit);
-                } else if let Some(reply) = self.asked.remove(&id) {
-                    let words = output::tail(&self.dir.path().join(format!("{id}.stderr")), 0, TAIL_LINES);
-                    let words = if words.is_empty() { self.last_words() } else { format!("\n{words}") };
-                    let text = format!("the worker {id} ended before it was ready: {exit}{words}");
-                    let _ = reply.send(Err(text));
-                }
-            }
-            Ok(Some(Incoming::Replace)) => self.replace = true,
-            Ok(Some(Incoming::Log(text))) => tracing::info!(sandbox = "template", "{text}"),
-            Ok(Some(message)) => {
-                let unheard = self.template.send(FromTemplate::Message(message));
-                if let Err(mpsc::error::SendError(FromTemplate::Message(Incoming::Native(kind, data)))) = unheard {
-                    self.sink.send(Discovered::Native(NativeEvent::new(kind, data)));
-                }
-            }
-            // How it ended says more than that its connection did.
-            Ok(None) => self.link = None,
-            Err(error) => {
-                let text = format!("The template process of pytest cannot be understood: {error}");
-                let _ = self.template.send(FromTemplate::Ended(text));
-                self.link = None;
-            }
-        }
-    }
-
-    fn fork(&mut self, id: String, reply: oneshot::Sender<Result<WorkerProcess, String>>) {
-        match &mut self.link {
-            Some(link) => {
-                link.send(&Outgoing::Fork { id: &id });
-                self.asked.insert(id, reply);
-            }
-            None => {
-                let text = format!("the worker {id} cannot be forked: the template process is gone");
-                let _ = reply.send(Err(text));
-            }
-        }
+        drop(self.dir);
     }
 
     /// The template is gone, whatever the reason.
     fn on_end(&mut self, status: io::Result<ExitStatus>) {
         self.group = None;
         // What it said last may still be there to be read.
-        while let Some(link) = &mut self.link {
-            match link.next_arrived() {
-                Ok(Some(message)) => self.on_template(Ok(Some(message))),
-                _ => self.link = None,
-            }
-        }
-        if std::mem::take(&mut self.replace) {
-            match Template::start(&self.options, &self.dir.socket(), &self.nonce, &self.output) {
+        self.roll.hear_the_rest();
+        if std::mem::take(&mut self.roll.replace) {
+            match Template::start(&self.options, &self.dir.socket(), self.roll.nonce(), &self.output) {
                 Ok(process) => {
                     self.group = process.group();
                     self.process = process;
@@ -515,18 +574,14 @@ impl Actor {
                 Err(error) => {
                     let python = self.options.python.display();
                     let text = format!("Another template process cannot be started with {python}: {error}");
-                    let _ = self.template.send(FromTemplate::Ended(text));
+                    let _ = self.roll.template.send(FromTemplate::Ended(text));
                 }
             }
             return;
         }
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let text = format!("The template process of pytest ended ({how}).{}", self.last_words());
-        for (id, reply) in self.asked.drain() {
-            let _ = reply.send(Err(format!("the worker {id} cannot be forked: the template process ended ({how})")));
-        }
-        self.exits.clear();
-        let _ = self.template.send(FromTemplate::Ended(text));
+        self.roll.end(&format!("the template process ended ({how})"), FromTemplate::Ended(text));
     }
 
     fn last_words(&self) -> String {
@@ -536,8 +591,8 @@ impl Actor {
         }
     }
 
-    async fn end(mut self, now: bool) {
-        if let Some(link) = &mut self.link
+    async fn end(&mut self, now: bool) {
+        if let Some(link) = &mut self.roll.link
             && !now
         {
             link.send(&Outgoing::Shutdown);
@@ -545,7 +600,7 @@ impl Actor {
             tokio::pin!(patience);
             loop {
                 tokio::select! {
-                    said = next(&mut self.link) => self.on_template(said),
+                    said = next(&mut self.roll.link) => self.roll.on_template(said),
                     _ = self.process.wait() => {
                         self.group = None;
                         break;
@@ -554,41 +609,12 @@ impl Actor {
                 }
             }
         }
-        for &pid in self.live.values() {
-            kill_group(pid);
-        }
+        self.roll.kill_workers();
         if let Some(group) = self.group {
             kill_group(group);
             let _ = self.process.wait().await;
         }
     }
-}
-
-/// The template's next message; never, while it is not connected.
-async fn next(link: &mut Option<Link>) -> Result<Option<Incoming>, LinkError> {
-    match link {
-        Some(link) => link.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Hears who has connected.
-async fn greet(stream: UnixStream) -> Option<(Hello, Link)> {
-    let mut link = Link::new(stream);
-    match tokio::time::timeout(HELLO_PATIENCE, link.next()).await {
-        Ok(Ok(Some(Incoming::Hello(hello)))) => Some((hello, link)),
-        other => {
-            tracing::warn!(?other, "a process connected and did not say who it is");
-            None
-        }
-    }
-}
-
-/// Kills a process and its group, if it leads one.
-pub(super) fn kill_group(pid: Pid) {
-    // Gone already, most likely.
-    let _ = kill_process_group(pid, Signal::KILL);
-    let _ = kill_process(pid, Signal::KILL);
 }
 
 /// A word that nobody else knows. The directory keeps others out; this keeps out processes that were started by tests.

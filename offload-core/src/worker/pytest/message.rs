@@ -59,10 +59,16 @@ pub(crate) enum Incoming {
         start: String,
         start_reason: String,
     },
-    Units(Vec<UnitLine>),
+    /// The files, and a name for this numbering of them.
+    Units(Vec<UnitLine>, String),
     Collected(Collected),
     CollectDone,
-    CollectionFinished,
+    /// All has been collected; a name for this numbering of it.
+    CollectionFinished(String),
+    /// A template that comes later has the numbering with this name.
+    Numbered {
+        digest: String,
+    },
     CollectReport {
         report: Arc<str>,
         failed: bool,
@@ -180,6 +186,7 @@ enum Kind {
     Collected,
     CollectDone,
     CollectionFinished,
+    Numbered,
     CollectReport,
     Warning,
     Log,
@@ -247,6 +254,8 @@ struct Line {
     unit: u32,
     #[serde(default)]
     units: Vec<UnitLine>,
+    #[serde(default)]
+    digest: Lossy,
     #[serde(default)]
     path: Lossy,
     #[serde(default)]
@@ -329,7 +338,7 @@ impl Line {
                 start: self.start.0,
                 start_reason: self.start_reason.0,
             },
-            (Kind::Units, _) => Incoming::Units(self.units),
+            (Kind::Units, _) => Incoming::Units(self.units, self.digest.0),
             (Kind::Collected, _) => Incoming::Collected(Collected {
                 unit: self.unit,
                 path: self.path.0,
@@ -337,7 +346,8 @@ impl Line {
                 deselected: self.deselected,
             }),
             (Kind::CollectDone, _) => Incoming::CollectDone,
-            (Kind::CollectionFinished, _) => Incoming::CollectionFinished,
+            (Kind::CollectionFinished, _) => Incoming::CollectionFinished(self.digest.0),
+            (Kind::Numbered, _) => Incoming::Numbered { digest: self.digest.0 },
             (Kind::CollectReport, _) => match self.report {
                 Some(report) => {
                     let head = serde_json::from_str::<ReportHead>(report.get());

@@ -15,7 +15,11 @@ pub(super) fn length(path: &Path) -> u64 {
 /// The last `lines` lines of what stands in a file behind `from`.
 pub(super) fn tail(path: &Path, from: u64, lines: usize) -> String {
     let text = read_end(path, from).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+    last_lines(&String::from_utf8_lossy(&text), lines)
+}
+
+/// The last `lines` lines of a text.
+pub(super) fn last_lines(text: &str, lines: usize) -> String {
     let text = text.trim_end();
     let start = text.rmatch_indices('\n').nth(lines.saturating_sub(1)).map_or(0, |(at, _)| at + 1);
     text[start..].to_owned()

@@ -10,20 +10,18 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::Command;
+use rustix::process::Pid;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::PytestItem;
 use super::host::{Forked, PytestHost, WorkerProcess, worker_down};
 use super::link::LinkError;
 use super::message::{Exit, Incoming, Outgoing, RunLine};
-use super::{PytestItem, output};
 use crate::event::NativeEvent;
 use crate::framework::{TestOutcome, TestResult};
 use crate::worker::libtest::timeout_message;
@@ -35,16 +33,14 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(3);
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a worker may take to end once it has said good-bye (plugins and libraries clean up at exit).
 const BYE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a process may take to write its stacks: they come at once or never.
-const DUMP_PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is looked whether they have come.
-const DUMP_POLL: Duration = Duration::from_millis(20);
-/// The signal at which a worker writes its stacks: `SIGRTMAX - 2`, one that nobody else uses.
-const DUMP_SIGNAL: i32 = 62;
 /// A worker is told of tests for this long ahead...
 const AHEAD: Duration = Duration::from_millis(5);
 /// ...and of this many at most.
 const AHEAD_TESTS: u32 = 16;
+/// What a test is taken to last where nobody knows yet, and a worker is too far away to be asked soon.
+const GUESS: Duration = Duration::from_millis(10);
+/// How many tests such a worker is told of at most.
+const FAR_AHEAD_TESTS: u32 = 1000;
 /// How many lines of stacks a report shows.
 const DUMP_LINES: usize = 500;
 /// How many lines that were written by a process that died a report shows.
@@ -81,23 +77,29 @@ impl PytestWorker {
     /// Takes the worker that was left for the sandbox `slot`, or has one forked. Returns its id too.
     pub fn start(host: &Arc<PytestHost>, slot: u32, say: impl Fn(Said) + Send + Sync + 'static) -> (Arc<str>, Self) {
         match host.take(slot) {
-            Some(worker) => (Arc::clone(&worker.id), Self::with(host, worker, say)),
+            Some(worker) => (Arc::clone(&worker.id), Self::with(host, slot, worker, say)),
             None => {
-                let (id, forked) = host.fork();
-                (id, Self::spawn(host, Process::Forking(forked), say))
+                let (id, forked) = host.fork(slot);
+                (id, Self::spawn(host, slot, Process::Forking(forked), say))
             }
         }
     }
 
-    /// Takes a worker over.
-    pub fn with(host: &Arc<PytestHost>, worker: WorkerProcess, say: impl Fn(Said) + Send + Sync + 'static) -> Self {
-        Self::spawn(host, Process::Up(Box::new(worker)), say)
+    /// Takes a worker of the sandbox `slot` over.
+    pub fn with(
+        host: &Arc<PytestHost>,
+        slot: u32,
+        worker: WorkerProcess,
+        say: impl Fn(Said) + Send + Sync + 'static,
+    ) -> Self {
+        Self::spawn(host, slot, Process::Up(Box::new(worker)), say)
     }
 
-    fn spawn(host: &Arc<PytestHost>, process: Process, say: impl Fn(Said) + Send + Sync + 'static) -> Self {
+    fn spawn(host: &Arc<PytestHost>, slot: u32, process: Process, say: impl Fn(Said) + Send + Sync + 'static) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let serving = Serving {
             host: Arc::clone(host),
+            slot,
             say: Box::new(say),
             process,
             queue: VecDeque::new(),
@@ -168,6 +170,8 @@ struct Running {
 
 struct Serving {
     host: Arc<PytestHost>,
+    /// The number of the sandbox.
+    slot: u32,
     say: Box<dyn Fn(Said) + Send + Sync>,
     process: Process,
     /// What the worker has and has not started, or will have once it is there.
@@ -204,7 +208,7 @@ impl Serving {
                 () = &mut sleep, if deadline.is_some() => Next::TimeIsUp,
             };
             match next {
-                Next::Order(Some(order)) => self.on_order(order),
+                Next::Order(Some(order)) => self.on_order(order).await,
                 Next::Order(None) => {
                     open = false;
                     self.close();
@@ -220,27 +224,28 @@ impl Serving {
                     if let Incoming::Bye { output } = message {
                         self.on_bye(output.as_deref().map(serde_json::value::RawValue::get)).await;
                     } else {
-                        self.on_message(message);
+                        self.on_message(message).await;
                     }
                 }
                 Next::Said(Ok(None)) => {
                     let exit = self.wait_for_exit(EXIT_PATIENCE).await;
-                    if !self.on_death(exit, None) {
+                    if !self.on_death(exit, None).await {
                         return;
                     }
                 }
+                Next::Said(Err(LinkError::Lost(reason))) => return self.on_loss(reason),
                 Next::Said(Err(error)) => {
                     if let Process::Up(worker) = &self.process {
                         worker.kill();
                     }
                     let exit = self.wait_for_exit(EXIT_PATIENCE).await;
-                    if !self.on_death(exit, Some(error.to_string())) {
+                    if !self.on_death(exit, Some(error.to_string())).await {
                         return;
                     }
                 }
                 Next::Exited(exit) => {
-                    self.hear_the_rest();
-                    if !self.on_death(exit, None) {
+                    self.hear_the_rest().await;
+                    if !self.on_death(exit, None).await {
                         return;
                     }
                 }
@@ -258,13 +263,13 @@ impl Serving {
         [test, self.give_up_at].into_iter().flatten().min()
     }
 
-    fn on_order(&mut self, order: Order) {
+    async fn on_order(&mut self, order: Order) {
         match order {
             Order::Run(tests) => {
                 match self.process {
                     Process::Up(_) | Process::Forking(_) => {}
                     Process::Down => {
-                        let (id, forked) = self.host.fork();
+                        let (id, forked) = self.host.fork(self.slot);
                         self.process = Process::Forking(forked);
                         (self.say)(Said::Replaced(id));
                     }
@@ -295,7 +300,7 @@ impl Serving {
             Order::Cancel(_) => {
                 self.closing = true;
                 // A result that has arrived counts, whether it has been looked at or not.
-                self.hear_the_rest();
+                self.hear_the_rest().await;
                 // A worker that has nothing to do ends as after any other run.
                 if let Process::Up(worker) = &mut self.process
                     && (self.running.is_some() || !self.queue.is_empty())
@@ -303,7 +308,7 @@ impl Serving {
                     worker.link.send(&Outgoing::Cancel);
                     // The message is read between two tests; this ends the one that runs.
                     if self.running.is_some() {
-                        let _ = kill_process(worker.pid, Signal::INT);
+                        worker.site.interrupt(worker.pid);
                     }
                     self.give_up_at = Some(Instant::now() + CANCEL_PATIENCE);
                 }
@@ -311,7 +316,7 @@ impl Serving {
             }
             Order::Kill => {
                 self.closing = true;
-                self.hear_the_rest();
+                self.hear_the_rest().await;
                 self.give_all_back();
                 self.stop("it was killed because the run was interrupted");
             }
@@ -343,18 +348,21 @@ impl Serving {
         let Process::Up(worker) = &mut self.process else { return };
         let Some(next) = self.queue.get(self.told) else { return };
         let unit = next.unit;
-        // Of a file that it has run nothing of yet nobody knows how long its tests take.
-        let ahead = match self.pace {
-            Some((here, each)) if here == unit => {
-                (AHEAD.as_micros() / each.as_micros().max(1)).clamp(1, u128::from(AHEAD_TESTS)) as usize
-            }
-            _ => 1,
+        // What is said takes so long to arrive.
+        let far = worker.site.round_trip() * 2;
+        let known = self.pace.filter(|(here, _)| *here == unit).map(|(_, each)| each);
+        let ahead = match known {
+            _ if far > AHEAD => tests_in(far, known.unwrap_or(GUESS), FAR_AHEAD_TESTS),
+            Some(each) => tests_in(AHEAD, each, AHEAD_TESTS),
+            // Of a file that it has run nothing of yet nobody knows how long its tests take.
+            None => 1,
         };
         if self.closing || self.told > ahead / 2 {
             return;
         }
         let items = self.queue.iter().skip(self.told).take(ahead - self.told);
-        let tests: Vec<RunLine> = items.take_while(|item| item.unit == unit).map(RunLine::from).collect();
+        let tests: Vec<RunLine> =
+            items.take_while(|item| far > AHEAD || item.unit == unit).map(RunLine::from).collect();
         self.told += tests.len();
         worker.link.send(&Outgoing::Run { tests: &tests });
     }
@@ -365,7 +373,7 @@ impl Serving {
         self.queue.remove(position)
     }
 
-    fn on_message(&mut self, message: Incoming) {
+    async fn on_message(&mut self, message: Incoming) {
         match message {
             Incoming::Started(key, process) => {
                 if let Some(item) = self.remove(key) {
@@ -373,7 +381,7 @@ impl Serving {
                     self.say(Message::Started { key });
                 }
             }
-            Incoming::Crashed(key, exit, said) => self.on_crash(key, exit, *said),
+            Incoming::Crashed(key, exit, said) => self.on_crash(key, exit, *said).await,
             Incoming::Finished(key, result) => {
                 let running = self.running.take_if(|running| running.item.key == key).map(|running| running.item);
                 let Some(item) = running.or_else(|| self.remove(key)) else { return };
@@ -442,7 +450,7 @@ impl Serving {
     }
 
     /// The process of a single test ended without a result. The worker lives.
-    fn on_crash(&mut self, key: TestKey, exit: Exit, said: TestResult) {
+    async fn on_crash(&mut self, key: TestKey, exit: Exit, said: TestResult) {
         let running = self.running.take_if(|running| running.item.key == key);
         let (item, since) = match running {
             Some(Running { item, since, .. }) => (item, since),
@@ -453,9 +461,8 @@ impl Serving {
         };
         let words = match &self.process {
             Process::Up(worker) => {
-                let words = last_words(worker, self.heard);
-                let length = |path: &Option<PathBuf>| path.as_deref().map_or(0, output::length);
-                self.heard = (length(&worker.dump), length(&worker.output));
+                let (words, heard) = last_words(worker, self.heard).await;
+                self.heard = heard;
                 words
             }
             _ => None,
@@ -481,20 +488,26 @@ impl Serving {
     }
 
     /// Takes note of what a dead worker had still said.
-    fn hear_the_rest(&mut self) {
+    async fn hear_the_rest(&mut self) {
         while let Process::Up(worker) = &mut self.process {
             match worker.link.next_arrived() {
                 Ok(Some(Incoming::Bye { .. })) => {}
-                Ok(Some(message)) => self.on_message(message),
+                Ok(Some(message)) => self.on_message(message).await,
                 _ => break,
             }
         }
     }
 
     /// The worker is gone. Returns whether the sandbox goes on.
-    fn on_death(&mut self, exit: Option<Exit>, fault: Option<String>) -> bool {
+    async fn on_death(&mut self, exit: Option<Exit>, fault: Option<String>) -> bool {
         let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) else { return true };
-        let words = last_words(&worker, std::mem::take(&mut self.heard));
+        let (words, _) = last_words(&worker, std::mem::take(&mut self.heard)).await;
+        if let Some(fate) = worker.site.fate() {
+            // It died with everything around it.
+            self.process = Process::Up(worker);
+            self.on_loss(fate);
+            return false;
+        }
         self.pace = None;
         if exit.is_none() {
             // Its connection is closed and it may still live.
@@ -527,6 +540,18 @@ impl Serving {
         false
     }
 
+    /// The worker's sandbox is gone, whatever the worker did.
+    fn on_loss(&mut self, reason: String) {
+        if let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) {
+            (self.say)(Said::Native(None, worker_down(&worker.id, None, Some(&reason))));
+        }
+        if self.closing {
+            self.give_all_back();
+        } else {
+            self.lose(reason);
+        }
+    }
+
     fn lose(&mut self, reason: String) {
         (self.say)(Said::Lost(reason));
     }
@@ -540,7 +565,10 @@ impl Serving {
         let late = |running: &mut Running| running.since.checked_add(running.item.timeout).is_some_and(|at| at <= now);
         let Some(Running { item, since, process }) = self.running.take_if(late) else { return };
         let stacks = match &self.process {
-            Process::Up(worker) => stacks(worker, process.unwrap_or(worker.pid)).await,
+            Process::Up(worker) => match worker.dump.as_deref() {
+                Some(path) => worker.site.stacks(process.unwrap_or(worker.pid), path, DUMP_LINES).await,
+                None => None,
+            },
             _ => None,
         };
         let result = TestResult {
@@ -585,34 +613,19 @@ impl Process {
 }
 
 /// What a dead process left: stacks that its fault handler wrote, and what it wrote outside of tests; of both what is
-/// new since that much had been written.
-fn last_words(worker: &WorkerProcess, heard: (u64, u64)) -> Option<String> {
-    let stacks = worker.dump.as_deref().map(|path| output::tail(path, heard.0, DUMP_LINES));
-    let words = worker.output.as_deref().map(|path| output::tail(path, heard.1, LAST_WORDS));
-    let all: Vec<String> = stacks.into_iter().chain(words).filter(|text| !text.is_empty()).collect();
-    (!all.is_empty()).then(|| all.join("\n\n"))
+/// new since that much had been written, and how much has been now.
+async fn last_words(worker: &WorkerProcess, heard: (u64, u64)) -> (Option<String>, (u64, u64)) {
+    let read = async |path: &Option<PathBuf>, from, lines| match path.as_deref() {
+        Some(path) => worker.site.tail(path, from, lines).await,
+        None => (String::new(), 0),
+    };
+    let (stacks, dumped) = read(&worker.dump, heard.0, DUMP_LINES).await;
+    let (words, written) = read(&worker.output, heard.1, LAST_WORDS).await;
+    let all: Vec<String> = [stacks, words].into_iter().filter(|text| !text.is_empty()).collect();
+    ((!all.is_empty()).then(|| all.join("\n\n")), (dumped, written))
 }
 
-/// Has a worker, or the process of its test, write the stacks of all its threads, and reads them.
-async fn stacks(worker: &WorkerProcess, process: Pid) -> Option<String> {
-    let path = worker.dump.as_deref()?;
-    let before = output::length(path);
-    // A signal without a name in our library for the Unix calls; this is rare enough for a process.
-    let line = format!("kill -{DUMP_SIGNAL} {}", process.as_raw_nonzero());
-    let mut kill = Command::new("/bin/sh");
-    kill.arg("-c").arg(line).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    if !kill.status().await.ok()?.success() {
-        return None;
-    }
-    let give_up = Instant::now() + DUMP_PATIENCE;
-    let mut length = before;
-    while Instant::now() < give_up {
-        tokio::time::sleep(DUMP_POLL).await;
-        let longer = output::length(path);
-        if longer == length && longer > before {
-            break;
-        }
-        length = longer;
-    }
-    Some(output::tail(path, before, DUMP_LINES)).filter(|stacks| !stacks.is_empty())
+/// How many tests that last `each` there are in a time, at least one.
+fn tests_in(time: Duration, each: Duration, most: u32) -> usize {
+    (time.as_micros() / each.as_micros().max(1)).clamp(1, u128::from(most)) as usize
 }

@@ -14,7 +14,8 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use super::host::{PytestOptions, kill_group};
+use super::host::PytestOptions;
+use super::site::kill_group;
 
 /// The template's process, a child of this one.
 #[derive(Debug)]

@@ -4,21 +4,27 @@
 //! replacement if it dies.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::share::Shares;
 use crate::event::NativeEvent;
-use crate::framework::{Address, Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestRecord};
+use crate::framework::{
+    Address, Discovered, DiscoverySink, FrameworkError, FrameworkResult, Sandboxes, Suite, TestRecord,
+};
 use crate::worker::pytest::{
     Collected, FromTemplate, Incoming, LinkError, Outgoing, PytestHost, UnitLine, WorkerProcess,
 };
 
 /// How long after the end of its connection it takes at most to hear how a worker ended.
 const EXIT_PATIENCE: Duration = Duration::from_secs(3);
+/// How many sandboxes may break, one after the other, in which the same files are collected.
+const MOST_REPLACEMENTS: u32 = 3;
 
 /// What has been collected.
 pub(super) struct Collection<'a> {
@@ -31,10 +37,36 @@ pub(super) struct Collection<'a> {
     internal_error: Option<Arc<str>>,
 }
 
+/// Where workers come from.
+pub(super) struct Collectors {
+    host: Arc<PytestHost>,
+    /// The number of the sandbox that is there already.
+    first: u32,
+    /// Where every worker is in a sandbox of its own: what makes those.
+    sandboxes: Option<Sandboxes>,
+}
+
+impl Collectors {
+    /// From the template of this machine.
+    pub fn here(host: &Arc<PytestHost>) -> Self {
+        Self { host: Arc::clone(host), first: 0, sandboxes: None }
+    }
+
+    /// From a template in each sandbox; the one in the sandbox `first` has said what there is to collect.
+    pub fn elsewhere(host: &Arc<PytestHost>, first: u32, sandboxes: Sandboxes) -> Self {
+        Self { host: Arc::clone(host), first, sandboxes: Some(sandboxes) }
+    }
+}
+
 /// What the task of a worker tells.
 enum Found {
     Tests(Collected, u32),
-    Report { report: Arc<str>, failed: bool },
+    Report {
+        report: Arc<str>,
+        failed: bool,
+    },
+    /// A file could not be collected because the worker died of it.
+    Blamed,
     Native(NativeEvent),
 }
 
@@ -62,6 +94,7 @@ impl<'a> Collection<'a> {
         match found {
             Found::Tests(collected, slot) => self.add(collected, Some(slot)),
             Found::Report { report, failed } => self.report(report, failed),
+            Found::Blamed => {}
             Found::Native(event) => drop(self.sink.send(Discovered::Native(event))),
         }
     }
@@ -75,18 +108,28 @@ impl<'a> Collection<'a> {
         &mut self,
         units: Vec<UnitLine>,
         template: &mut mpsc::UnboundedReceiver<FromTemplate>,
+        collectors: Collectors,
     ) -> FrameworkResult<()> {
         let workers = self.host.options().workers.max(1).min(units.len());
+        let mut left = units.len();
         let shares = Arc::new(Mutex::new(Shares::new(units.len(), workers)));
         let units: Arc<[UnitLine]> = units.into();
         let (tell, mut told) = mpsc::unbounded_channel();
+        let done = watch::Sender::new(false);
+        // As many as there are sandboxes.
+        let next_slot = Arc::new(AtomicU32::new(collectors.first + workers as u32));
         let mut tasks = JoinSet::new();
-        for slot in 0..workers {
+        for share in 0..workers {
             let collector = Collector {
-                host: Arc::clone(self.host),
+                host: Arc::clone(&collectors.host),
                 units: Arc::clone(&units),
                 shares: Arc::clone(&shares),
-                slot,
+                share,
+                slot: collectors.first + share as u32,
+                next_slot: Arc::clone(&next_slot),
+                sandboxes: collectors.sandboxes.clone(),
+                is_ready: share == 0 || collectors.sandboxes.is_none(),
+                done: done.subscribe(),
                 tell: tell.clone(),
                 pending: VecDeque::new(),
                 requests: 0,
@@ -98,24 +141,39 @@ impl<'a> Collection<'a> {
             tokio::select! {
                 // Told before the tasks end, which is what ends the channel.
                 found = told.recv() => match found {
-                    Some(found) => self.found(found),
+                    Some(found) => {
+                        left = left.saturating_sub(usize::from(matches!(found, Found::Tests(..) | Found::Blamed)));
+                        self.found(found);
+                        if left == 0 {
+                            // Nobody has to wait for sandboxes any more, for the sake of collecting.
+                            done.send_replace(true);
+                        }
+                    }
                     None => break,
                 },
-                Some(said) = template.recv() => self.on_template(said)?,
+                Some(said) = template.recv() => match said {
+                    // The worker of that sandbox notices it too, and has another one.
+                    FromTemplate::Ended(_) | FromTemplate::Lost(_) if collectors.sandboxes.is_some() => {}
+                    said => self.on_template(said)?,
+                },
             }
         }
+        let mut failed = None;
         while let Some(ended) = tasks.join_next().await {
-            ended
-                .map_err(|error| format!("collecting was interrupted: {error}"))
-                .flatten()
-                .map_err(FrameworkError::Discovery)?;
+            let ended = ended.map_err(|error| format!("collecting was interrupted: {error}")).flatten();
+            failed = failed.or(ended.err());
         }
-        Ok(())
+        match failed {
+            // What one did not collect others have.
+            Some(_) if left == 0 && collectors.sandboxes.is_some() => Ok(()),
+            Some(reason) => Err(FrameworkError::Discovery(reason)),
+            None => Ok(()),
+        }
     }
 
     fn on_template(&mut self, said: FromTemplate) -> FrameworkResult<()> {
         match said {
-            FromTemplate::Ended(text) => return Err(FrameworkError::Discovery(text)),
+            FromTemplate::Ended(text) | FromTemplate::Lost(text) => return Err(FrameworkError::Discovery(text)),
             FromTemplate::Message(Incoming::Fatal { exit_code, text }) => return Err(self.fatal(exit_code, &text)),
             FromTemplate::Message(Incoming::CollectReport { report, failed }) => self.report(report, failed),
             FromTemplate::Message(Incoming::Native(kind, data)) => self.pass_on(kind, data),
@@ -185,8 +243,18 @@ struct Collector {
     host: Arc<PytestHost>,
     units: Arc<[UnitLine]>,
     shares: Arc<Mutex<Shares>>,
+    /// Which of the shares is its own.
+    share: usize,
     /// The number of the sandbox that gets the worker.
-    slot: usize,
+    slot: u32,
+    /// The number of the next sandbox that takes the place of a broken one.
+    next_slot: Arc<AtomicU32>,
+    /// What makes sandboxes, where they are somewhere else.
+    sandboxes: Option<Sandboxes>,
+    /// Whether workers can be forked for the sandbox.
+    is_ready: bool,
+    /// All has been collected.
+    done: watch::Receiver<bool>,
     tell: mpsc::UnboundedSender<Found>,
     /// Files that the worker was given and has not reported, oldest first.
     pending: VecDeque<usize>,
@@ -199,36 +267,67 @@ impl Collector {
     ///
     /// When no worker can be had.
     async fn run(mut self) -> Result<(), String> {
+        let mut replacements = 0;
         loop {
-            let (id, forked) = self.host.fork();
-            let forked = forked.await;
-            let mut worker = forked.map_err(|_| format!("the worker {id} could not be forked")).flatten()?;
-            match self.collect(&mut worker).await {
-                Ok(()) => {
-                    // As many as there are sandboxes.
-                    self.host.put(self.slot as u32, worker);
-                    return Ok(());
-                }
-                Err(how) => {
-                    worker.kill();
-                    if let Some(file) = self.pending.pop_front() {
-                        self.blame(file, &id, &how);
-                    }
-                    self.requests = 0;
-                    if self.pending.is_empty() && self.next_piece().is_empty() {
+            if !self.is_ready && !self.sandbox().await? {
+                return Ok(());
+            }
+            let (id, forked) = self.host.fork(self.slot);
+            let worker = forked.await.map_err(|_| format!("the worker {id} could not be forked")).flatten();
+            let lost = match worker {
+                Ok(mut worker) => match self.collect(&mut worker).await {
+                    Ok(()) => {
+                        self.host.put(self.slot, worker);
                         return Ok(());
                     }
-                }
+                    Err(End::Sandbox(reason)) => reason,
+                    Err(End::Worker(how)) => {
+                        worker.kill();
+                        if let Some(file) = self.pending.pop_front() {
+                            self.blame(file, &id, &how);
+                        }
+                        self.requests = 0;
+                        if self.pending.is_empty() && self.next_piece().is_empty() {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                },
+                Err(reason) => reason,
+            };
+            replacements += 1;
+            if self.sandboxes.is_none() || replacements > MOST_REPLACEMENTS {
+                return Err(lost);
+            }
+            tracing::warn!(reason = lost, "a sandbox broke while it collected; another one takes its place");
+            self.requests = 0;
+            self.is_ready = false;
+            self.slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for the sandbox; returns whether there is still something to collect in it.
+    async fn sandbox(&mut self) -> Result<bool, String> {
+        if let Some(sandboxes) = &self.sandboxes {
+            let done = async {
+                // The sender waits for this task.
+                let _ = self.done.wait_for(|done| *done).await;
+            };
+            tokio::select! {
+                ready = sandboxes.ready(self.slot) => ready?,
+                () = done => return Ok(false),
             }
         }
+        self.is_ready = true;
+        Ok(true)
     }
 
     /// Collects until there is nothing left to collect.
     ///
     /// # Errors
     ///
-    /// How the worker ended.
-    async fn collect(&mut self, worker: &mut WorkerProcess) -> Result<(), String> {
+    /// What ended.
+    async fn collect(&mut self, worker: &mut WorkerProcess) -> Result<(), End> {
         if !self.pending.is_empty() {
             let files: Vec<usize> = self.pending.iter().copied().collect();
             self.request(worker, &files);
@@ -253,7 +352,7 @@ impl Collector {
                     let file = self.pending.iter().position(|&file| self.units[file].unit == collected.unit);
                     if let Some(file) = file {
                         self.pending.remove(file);
-                        self.tell(Found::Tests(collected, self.slot as u32));
+                        self.tell(Found::Tests(collected, self.slot));
                     }
                 }
                 Incoming::CollectDone => self.requests = self.requests.saturating_sub(1),
@@ -270,7 +369,7 @@ impl Collector {
 
     /// Takes further files off the shares.
     fn next_piece(&mut self) -> Vec<usize> {
-        let piece = self.shares.lock().unwrap_or_else(PoisonError::into_inner).next(self.slot);
+        let piece = self.shares.lock().unwrap_or_else(PoisonError::into_inner).next(self.share);
         self.pending.extend(piece.clone());
         piece.collect()
     }
@@ -299,15 +398,30 @@ impl Collector {
             "sections": [],
         });
         self.tell(Found::Report { report: report.to_string().into(), failed: true });
+        self.tell(Found::Blamed);
     }
 }
 
-async fn how_it_ended(worker: &mut WorkerProcess, error: Option<LinkError>) -> String {
-    if let Some(error) = error {
-        return error.to_string();
+/// What can end in the middle of collecting.
+enum End {
+    /// The worker: how.
+    Worker(String),
+    /// All of its sandbox: why.
+    Sandbox(String),
+}
+
+async fn how_it_ended(worker: &mut WorkerProcess, error: Option<LinkError>) -> End {
+    match error {
+        Some(LinkError::Lost(reason)) => return End::Sandbox(reason),
+        Some(error) => return End::Worker(error.to_string()),
+        None => {}
     }
-    match tokio::time::timeout(EXIT_PATIENCE, &mut worker.exit).await {
-        Ok(Ok(exit)) => exit.to_string(),
-        _ => "it closed its connection".to_owned(),
+    let exit = tokio::time::timeout(EXIT_PATIENCE, &mut worker.exit).await;
+    // Whoever is out of reach cannot answer; what is asked does not matter.
+    worker.site.tail(Path::new(""), 0, 0).await;
+    match (worker.site.fate(), exit) {
+        (Some(reason), _) => End::Sandbox(reason),
+        (None, Ok(Ok(exit))) => End::Worker(exit.to_string()),
+        (None, _) => End::Worker("it closed its connection".to_owned()),
     }
 }

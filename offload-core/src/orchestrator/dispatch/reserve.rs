@@ -1,0 +1,126 @@
+//! Sandboxes that discovery wants, before there are tests and the scheduler asks for any.
+//!
+//! They are created as all others are and kept until the scheduler asks for a sandbox of their number. It may never do so:
+//! then they are destroyed at the end.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Created, Dispatcher, Fact};
+use crate::framework::Wanted;
+use crate::orchestrator::runner::close;
+use crate::orchestrator::scheduler::SandboxIndex;
+use crate::provider::{ProviderError, ProviderResult};
+
+pub(super) struct Reserve {
+    pub(super) wanted: mpsc::UnboundedReceiver<Wanted>,
+    sandboxes: BTreeMap<SandboxIndex, Reserved>,
+}
+
+struct Reserved {
+    state: State,
+    /// Who waits for it.
+    replies: Vec<oneshot::Sender<Result<(), String>>>,
+}
+
+enum State {
+    /// Not before the provider is prepared.
+    Waiting,
+    Coming,
+    There(ProviderResult<Created>, Duration),
+}
+
+impl Reserve {
+    pub(super) fn new(wanted: mpsc::UnboundedReceiver<Wanted>) -> Self {
+        Self { wanted, sandboxes: BTreeMap::new() }
+    }
+}
+
+impl Dispatcher<'_> {
+    pub(super) fn on_wanted(&mut self, wanted: Wanted) {
+        let index = SandboxIndex(wanted.number);
+        let reserved = self.reserve.sandboxes.entry(index);
+        let reserved = reserved.or_insert_with(|| Reserved { state: State::Waiting, replies: Vec::new() });
+        match &reserved.state {
+            State::Waiting | State::Coming => reserved.replies.push(wanted.reply),
+            State::There(created, _) => reply([wanted.reply], created),
+        }
+        if self.may_create() {
+            self.create_reserve();
+        }
+    }
+
+    /// Creates those that could not be created when they were asked for.
+    pub(super) fn create_reserve(&mut self) {
+        let waiting =
+            self.reserve.sandboxes.iter_mut().filter(|(_, reserved)| matches!(reserved.state, State::Waiting));
+        let waiting: Vec<SandboxIndex> = waiting
+            .map(|(&index, reserved)| {
+                reserved.state = State::Coming;
+                index
+            })
+            .collect();
+        for index in waiting {
+            self.create(index, None);
+        }
+    }
+
+    /// A sandbox was created. Gives it back when it is the scheduler's.
+    pub(super) fn keep_in_reserve(
+        &mut self,
+        index: SandboxIndex,
+        created: ProviderResult<Created>,
+        took: Duration,
+    ) -> Option<ProviderResult<Created>> {
+        let Some(reserved) = self.reserve.sandboxes.remove(&index) else { return Some(created) };
+        reply(reserved.replies, &created);
+        if let Err(ProviderError::Unusable(what)) = &created {
+            // No other would do better.
+            self.stop_for_infrastructure(what.clone());
+        }
+        if self.places.contains_key(&index) {
+            return Some(created);
+        }
+        let reserved = Reserved { state: State::There(created, took), replies: Vec::new() };
+        self.reserve.sandboxes.insert(index, reserved);
+        None
+    }
+
+    /// The scheduler wants a sandbox; returns whether it is one from here.
+    pub(super) fn take_from_reserve(&mut self, index: SandboxIndex) -> bool {
+        match self.reserve.sandboxes.remove(&index) {
+            Some(Reserved { state: State::There(created, took), .. }) => {
+                self.on_created(index, created, took);
+                true
+            }
+            Some(reserved) => {
+                self.reserve.sandboxes.insert(index, reserved);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Destroys those that nobody wanted.
+    pub(super) fn empty_reserve(&mut self) {
+        for (index, reserved) in std::mem::take(&mut self.reserve.sandboxes) {
+            if let State::There(Ok((sandbox, _)), _) = reserved.state {
+                self.terminating += 1;
+                let (facts, execution) = (self.facts.clone(), self.context.execution.clone());
+                tokio::spawn(async move {
+                    let result = close(index, sandbox.as_ref(), &execution).await;
+                    let _ = facts.send(Fact::Terminated(index, result));
+                });
+            }
+        }
+    }
+}
+
+fn reply(to: impl IntoIterator<Item = oneshot::Sender<Result<(), String>>>, created: &ProviderResult<Created>) {
+    for reply in to {
+        // Discovery may have ended meanwhile.
+        let _ = reply.send(created.as_ref().map(drop).map_err(ToString::to_string));
+    }
+}

@@ -1,0 +1,1 @@
+../../../../python/pytest_offload/worker.py
