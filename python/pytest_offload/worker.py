@@ -23,6 +23,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import sys
 import time
 import types
@@ -49,7 +50,8 @@ DUMP_SIGNAL = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else signal.SIG
 # A worker that has tests to run looks for messages this often at most, in seconds.
 LISTEN_INTERVAL = 0.002
 # Tests replace functions of the standard library, for longer than one test.
-_getpid, _getcwd, _chdir, _monotonic = os.getpid, os.getcwd, os.chdir, time.monotonic
+_getpid, _getppid, _getcwd, _chdir = os.getpid, os.getppid, os.getcwd, os.chdir
+_monotonic, _sleep = time.monotonic, time.sleep
 # Captured output and failure texts longer than this lose their middle.
 TEXT_LIMIT = 4 * 1024 * 1024
 # Modules whose hooks on the list of items treat items one by one, so that each worker can apply them to its share.
@@ -139,6 +141,8 @@ class Channel:
         # A test may close or replace the low descriptors.
         self._received = bytearray()
         self._unsent: list[str] = []
+        #: Called before anything is written.
+        self.before_sending: Callable[[], None] | None = None
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -153,6 +157,8 @@ class Channel:
             return
         data = ("\n".join(self._unsent) + "\n").encode("ascii")
         self._unsent.clear()
+        if self.before_sending is not None:
+            self.before_sending()
         try:
             self._socket.sendall(data)
         except OSError as error:
@@ -1586,7 +1592,10 @@ class Worker:
             if report.when in PHASES:
                 durations[PHASES[report.when]] += report.duration
         if not attributes and _is_plain_pass(reports):
-            self.channel.post("finished", key=key, durations=durations, outcome="passed")
+            if self.isolated is not None:
+                self.isolated.passed(durations)
+            else:
+                self.channel.post("finished", key=key, durations=durations, outcome="passed")
             return
         config = self.session.config
         if len(reports) != 3:
@@ -1614,16 +1623,23 @@ PHASES = {"setup": 0, "call": 1, "teardown": 2}
 class Isolated:
     """Runs each test in a fork of the worker, which sets up and tears down everything that the test needs.
 
-    The child speaks on the worker's connection, on which the worker is silent meanwhile. Two bytes of shared memory
-    tell what exit codes cannot: a test can exit with any.
+    Shared memory tells what exit codes cannot, since a test can exit with any. Of a plain pass it tells everything:
+    what the worker says in the place of its children need not be said by each in freshly copied memory. For anything
+    else the child speaks on the worker's connection, on which the worker is silent meanwhile.
     """
 
     DELIVERED = 0
     CANCELLED = 1
+    PASSED = 2
+    STARTED = 3
+    DURATIONS = struct.Struct("@3d")
+    # Behind the bytes above.
+    DURATIONS_AT = 8
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._shared = mmap.mmap(-1, 2)
+        self._shared = mmap.mmap(-1, self.DURATIONS_AT + self.DURATIONS.size)
+        self._worker_pid = os.getpid()
         self._frozen = 0
         self.is_child = False
 
@@ -1641,10 +1657,13 @@ class Isolated:
             gc.collect()
             gc.freeze()
         worker.channel.flush()
-        self._shared[self.DELIVERED] = 0
+        self._shared[self.DELIVERED] = self._shared[self.PASSED] = 0
+        self._shared[self.STARTED] = 0
         pid = _fork()
         if pid == 0:
             self._be_child(key, item)
+        worker.channel.send("started", key=key, pid=pid)
+        self._shared[self.STARTED] = 1
         status = self._wait(pid)
         if worker.ending and self.cancelled:
             raise KeyboardInterrupt
@@ -1657,6 +1676,19 @@ class Isolated:
                 signal=os.WTERMSIG(status) if killed else None,
                 **self._captured(),
             )
+        elif self._shared[self.PASSED]:
+            durations = self.DURATIONS.unpack_from(self._shared, self.DURATIONS_AT)
+            worker.channel.post("finished", key=key, durations=durations, outcome="passed")
+
+    def passed(self, durations: list[float]) -> None:
+        """In the child: the test has passed, and there is nothing more to say about it."""
+        self.DURATIONS.pack_into(self._shared, self.DURATIONS_AT, *durations)
+        self._shared[self.PASSED] = 1
+
+    def _await_start(self) -> None:
+        """In the child: waits until the worker has said that the test has started. Two must not speak at once."""
+        while not self._shared[self.STARTED] and _getppid() == self._worker_pid:
+            _sleep(0.0001)
 
     def _wait(self, pid: int) -> int:
         while True:
@@ -1683,7 +1715,7 @@ class Isolated:
         code = 1
         try:
             plugin.pid = os.getpid()
-            channel.send("started", key=key, pid=plugin.pid)
+            channel.before_sending = self._await_start
             worker._execute(key, item, None)
             save_coverage(worker.session.config)
             worker.coverage.name()
