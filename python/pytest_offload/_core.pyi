@@ -60,6 +60,9 @@ class Session:
     def cancel(self) -> None:
         """Ends the run in order; the second time at once. Does not wait."""
 
+    def drop_after(self, key: int) -> None:
+        """Has no test with a larger key started any more. Does not wait."""
+
     def close(self) -> None:
         """Cancels the run if it still goes on, and waits for its end."""
 

@@ -170,7 +170,7 @@ class Controller:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         option = self.config.option
         if option.maxfail or getattr(option, "stepwise", False):
-            self.in_order = InOrder(option.maxfail, getattr(self.core, "drop_after", lambda _key: None))
+            self.in_order = InOrder(option.maxfail, self.core.drop_after)
         hook = self.config.hook.pytest_runtest_logstart
         reporter = self._reporter()
         if reporter is not None:

@@ -120,6 +120,11 @@ impl Session {
         self.cancel.cancel();
     }
 
+    /// Starts no test with a key after `key`: results of those are not wanted. Returns at once.
+    fn drop_after(&self, key: u32) {
+        self.cancel.stop_after(key);
+    }
+
     /// Ends the run, if it still goes on, and waits for its end.
     fn close(&self, py: Python<'_>) {
         self.abandon(py);

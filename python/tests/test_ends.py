@@ -154,6 +154,35 @@ def test_2(): open("other", "w").close()
     assert {nodeid for nodeid, _ in outcome.outcomes} >= {f"test_a.py::test_first[{i}]" for i in before}
 
 
+def test_after_a_failure_nothing_is_started_that_comes_later(run: Runner) -> None:
+    run.write(
+        conftest="""
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workerinput"):
+        open("gone-" + session.config.workerinput["workerid"], "w").close()
+""",
+        test_a="""
+import glob, os, time
+def test_outlasts_the_other_worker():
+    while not glob.glob("gone-*"): time.sleep(0.01)
+""",
+        test_b="""
+import time
+# The worker of the other file may have one of these waiting behind its test.
+@pytest.mark.parametrize("i", range(5))
+def test_earlier(i): pass
+def test_fails(): assert 0
+@pytest.mark.parametrize("i", range(400))
+def test_later(i):
+    time.sleep(0.02)
+    open(f"ran-{i}", "w").close()
+""",
+    )
+    outcome = run.offload("-x")
+    assert outcome.counts == {"passed": 6, "failed": 1}
+    assert len(list(run.path.glob("ran-*"))) < 400
+
+
 def test_output_of_switched_off_capture_reaches_the_terminal(run: Runner) -> None:
     run.write(
         test_a="""

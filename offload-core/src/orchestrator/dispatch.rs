@@ -23,7 +23,7 @@ use super::pool::SandboxPool;
 use super::remote::Session;
 use super::result::RunResult;
 use super::runner::{Report, RunnerContext, TestRunner};
-use super::scheduler::{Feed, SandboxIndex, Scheduler, SchedulerConfig};
+use super::scheduler::{Feed, SandboxIndex, Scheduler, SchedulerConfig, TestIndex};
 use super::settle::count;
 use super::{Orchestrator, OrchestratorError};
 use crate::event::{Attempt, FORMAT_VERSION, FinishedTest, RunEvent, StopReason, TestInfo, TimedEvent};
@@ -182,6 +182,8 @@ impl<'a> Dispatcher<'a> {
         let mut cancel = self.orchestrator.cancel.subscribe();
         // A handle may have been used before the run began.
         cancel.mark_changed();
+        let mut last = self.orchestrator.cancel.last_test();
+        last.mark_changed();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -216,6 +218,8 @@ impl<'a> Dispatcher<'a> {
                     discovery = None;
                     self.on_cancel(urgency);
                 }
+                // The sender lives in the orchestrator, which outlives the run.
+                Ok(()) = last.changed() => self.scheduler.stop_after(TestIndex(*last.borrow_and_update())),
                 () = sleep_until(wakeup) => {}
                 _ = tick.tick() => self.on_tick(),
             }

@@ -184,6 +184,8 @@ pub struct Scheduler {
     discovering: bool,
     /// Nothing more is started.
     halted: bool,
+    /// The last test that may still be started.
+    last: u32,
     /// Tests that are repeated when discovery has ended.
     parked: Vec<u32>,
     unsettled: usize,
@@ -221,6 +223,7 @@ impl Scheduler {
             now: 0,
             discovering: true,
             halted: false,
+            last: u32::MAX,
             parked: Vec::new(),
             unsettled: 0,
             out: 0,
@@ -394,6 +397,18 @@ impl Scheduler {
         self.halt();
     }
 
+    /// Starts no test that comes after `last`. Those that run may end and count; those that are queued on sandboxes are
+    /// asked back. Said several times, the smallest counts.
+    pub fn stop_after(&mut self, last: TestIndex) {
+        if self.halted || last.0 >= self.last {
+            return;
+        }
+        self.last = last.0;
+        for number in self.sandboxes.numbers() {
+            self.take_back_after(number, Some(last.0));
+        }
+    }
+
     /// The next thing to do, or `None` when there is nothing until the next fact or the next wake-up.
     pub fn next_action(&mut self, now: Duration) -> Option<Action> {
         self.now = moment(now).max(self.now);
@@ -411,7 +426,8 @@ impl Scheduler {
     pub fn is_done(&self) -> bool {
         !self.discovering
             && self.outbox.is_empty()
-            && (self.unsettled == 0 || self.halted && self.sandboxes.active() == 0)
+            && (self.unsettled == 0
+                || self.sandboxes.active() == 0 && (self.halted || self.last < u32::MAX && self.queue.is_empty()))
     }
 
     /// The tests that have no outcome.
@@ -478,7 +494,7 @@ impl Scheduler {
     fn put_back(&mut self, test: u32, now: Nanos) {
         let record = &mut self.tests[test as usize];
         record.hedged = false;
-        if self.halted {
+        if self.halted || test > self.last {
             match record.failures {
                 0 => self.set_state(test, State::Left),
                 // There will be no further attempt, so the last one is its outcome.
@@ -581,7 +597,7 @@ impl Scheduler {
             return;
         }
         for number in self.sandboxes.numbers() {
-            self.take_all_back(number);
+            self.take_back_after(number, None);
         }
         for test in self.queue.drain_retries(&self.tests) {
             self.put_back(test, self.now);

@@ -285,6 +285,10 @@ impl Scheduler {
     /// Moves a test from the queue to a sandbox.
     fn assign(&mut self, number: u32, choice: Choice, estimate: Nanos) -> Option<Assignment> {
         let test = self.queue.take(choice, &mut self.tests, &self.estimates)?;
+        if test > self.last {
+            self.put_back(test, self.now);
+            return None;
+        }
         self.set_state(test, State::Out);
         let record = &mut self.tests[test as usize];
         record.occupy(number);
@@ -336,10 +340,11 @@ impl Scheduler {
         (!tests.is_empty()).then_some(Action::TakeBack { sandbox: SandboxIndex(number), tests })
     }
 
-    /// Asks a sandbox for everything back that it has not started.
-    pub(super) fn take_all_back(&mut self, number: u32) {
+    /// Asks a sandbox for everything back that it has not started, or for what of it comes after a test.
+    pub(super) fn take_back_after(&mut self, number: u32, last: Option<u32>) {
         let Some(sandbox) = self.sandboxes.get(number) else { return };
-        let waiting = sandbox.queue().iter().enumerate().filter(|(_, entry)| entry.is_waiting());
+        let after = |test| last.is_none_or(|last| test > last);
+        let waiting = sandbox.queue().iter().enumerate().filter(|(_, entry)| entry.is_waiting() && after(entry.test));
         let positions: Vec<usize> = waiting.map(|(position, _)| position).collect();
         let tests = self.recall(number, &positions);
         if !tests.is_empty() {

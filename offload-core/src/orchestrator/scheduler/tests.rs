@@ -377,6 +377,30 @@ fn after_max_fail_the_rest_of_a_batch_comes_back() {
 }
 
 #[test]
+fn nothing_is_started_after_the_last_test_that_is_wanted() {
+    let mut run = scheduler(config(2), [lasting(100); 12]);
+    assert_eq!(created(&mut run, 0), 2);
+    assert_eq!(ready(&mut run, 0, 0), [assign(0, 1, [0, 1])]);
+    assert_eq!(ready(&mut run, 1, 0), [assign(1, 1, [2, 3])]);
+    for (sandbox, test) in [(0, 0), (1, 2)] {
+        assert_eq!(start(&mut run, sandbox, test, 0), []);
+    }
+    run.stop_after(TestIndex(5));
+    assert_eq!(actions(&mut run, 1), [], "what is queued comes before it");
+    run.stop_after(TestIndex(2));
+    assert_eq!(actions(&mut run, 2), [take_back(1, [3])]);
+    run.stop_after(TestIndex(9));
+    run.taken_back(SandboxIndex(1), &[TestIndex(3)], ms(3));
+    assert_eq!(finish(&mut run, 1, 2, Verdict::Passed, 5)[0], settle(2));
+    assert!(!run.is_done());
+    assert_eq!(finish(&mut run, 0, 0, Verdict::Passed, 6)[0], settle(0));
+    assert_eq!(start(&mut run, 0, 1, 6), [release(1)]);
+    assert_eq!(finish(&mut run, 0, 1, Verdict::Passed, 7), [settle(1), release(0)]);
+    assert!(run.is_done());
+    assert_eq!(run.unsettled().map(|test| test.0).collect::<Vec<_>>(), (3..12).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_stop_asks_queued_tests_back_and_settles_what_waits_for_a_retry() {
     let spec = TestSpec { retries: 3, ..lasting(10) };
     let mut run = scheduler(config(1), [spec; 100]);
