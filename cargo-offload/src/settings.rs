@@ -122,7 +122,7 @@ impl Settings {
         if source.is_none() {
             let framework = detect_framework(Path::new(".")).context(
                 "there is no offload.toml here or above, and nothing tells which framework the tests are for \
-                 (no Cargo.toml, pyproject.toml, pytest.ini, tox.ini, setup.cfg or conftest.py); `offload init` writes \
+                 (no Cargo.toml, pyproject.toml, pytest.ini, tox.ini, setup.cfg or conftest.py, and no package.json with vitest); `offload init` writes \
                  one",
             )?;
             defaults = defaults.set("framework.type", framework);
@@ -170,5 +170,9 @@ pub fn detect_framework(dir: &Path) -> Option<&'static str> {
         return Some("cargo");
     }
     let python = ["pyproject.toml", "pytest.ini", "tox.ini", "setup.cfg", "setup.py", "conftest.py"];
-    python.iter().any(|name| dir.join(name).exists()).then_some("pytest")
+    if python.iter().any(|name| dir.join(name).exists()) {
+        return Some("pytest");
+    }
+    let manifest = std::fs::read_to_string(dir.join("package.json")).unwrap_or_default();
+    manifest.contains("\"vitest\"").then_some("vitest")
 }

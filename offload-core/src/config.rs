@@ -69,9 +69,6 @@ impl Config {
                 "`local` or `docker`, or to `default` with commands of your own",
             ));
         }
-        if let FrameworkConfig::Unavailable { kind } = &self.framework {
-            return Err(unavailable("framework", kind, "`default` with commands of your own"));
-        }
         Ok(())
     }
 }
@@ -255,11 +252,8 @@ pub enum FrameworkConfig {
     Pytest(PytestFrameworkConfig),
     /// `type = "default"`
     Default(DefaultFrameworkConfig),
-    /// A framework that is recognised, so that its files load, and not there yet.
-    Unavailable {
-        /// Its `type`.
-        kind: String,
-    },
+    /// `type = "vitest"`
+    Vitest(VitestFrameworkConfig),
 }
 
 impl FrameworkConfig {
@@ -269,7 +263,7 @@ impl FrameworkConfig {
             Self::Cargo(_) => "cargo",
             Self::Pytest(_) => "pytest",
             Self::Default(_) => "default",
-            Self::Unavailable { kind } => kind,
+            Self::Vitest(_) => "vitest",
         }
     }
 }
@@ -336,6 +330,33 @@ impl Default for PytestFrameworkConfig {
             env: BTreeMap::new(),
             prepend_path: Vec::new(),
             test_id_format: "{name}".to_owned(),
+        }
+    }
+}
+
+/// The framework `vitest`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VitestFrameworkConfig {
+    /// `command`: what starts vitest.
+    pub command: String,
+    /// `run_args`: further arguments when tests run.
+    pub run_args: String,
+    /// `env`; `{root}` is the repository root on either side.
+    pub env: BTreeMap<String, String>,
+    /// `prepend_path`: put before `PATH`; `{root}` as above.
+    pub prepend_path: Vec<String>,
+    /// `test_id_format`: how tests are called, by their file (`{classname}`) and name.
+    pub test_id_format: String,
+}
+
+impl Default for VitestFrameworkConfig {
+    fn default() -> Self {
+        Self {
+            command: "npx vitest".to_owned(),
+            run_args: String::new(),
+            env: BTreeMap::new(),
+            prepend_path: Vec::new(),
+            test_id_format: "{classname} > {name}".to_owned(),
         }
     }
 }

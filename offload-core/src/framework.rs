@@ -11,6 +11,7 @@ pub mod cargo;
 pub mod default;
 pub mod pytest;
 mod surroundings;
+pub mod vitest;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -20,3 +20,4 @@ mod output;
 mod overlap;
 mod remote;
 mod secrets;
+mod vitest;

@@ -103,6 +103,12 @@ fn framework_section(framework: &str) -> anyhow::Result<&'static str> {
              # command = \"python -m pytest\"\n\
              # paths = [\"tests\"]\n"
         }
+        "vitest" => {
+            "[framework]\n\
+             type = \"vitest\"\n\
+             # command = \"npx vitest\"\n\
+             # run_args = \"--no-file-parallelism\"\n"
+        }
         "default" => {
             "[framework]\n\
              type = \"default\"\n\
@@ -111,7 +117,7 @@ fn framework_section(framework: &str) -> anyhow::Result<&'static str> {
              run_command = \"for test in {tests}; do sh \\\"$test\\\" || exit 1; done\"\n\
              test_id_format = \"{name}\"\n"
         }
-        other => anyhow::bail!("there is no framework `{other}` to write; there are cargo, pytest and default"),
+        other => anyhow::bail!("there is no framework `{other}` to write; there are cargo, pytest, vitest and default"),
     })
 }
 
@@ -124,6 +130,7 @@ fn groups_section(framework: &str) -> String {
                 .to_owned();
         }
         "pytest" => "-m 'not slow'",
+        "vitest" => "src/unit",
         _ => "",
     };
     format!(

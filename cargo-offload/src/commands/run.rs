@@ -11,6 +11,7 @@ use offload_core::framework::TestFramework;
 use offload_core::framework::cargo::{CargoFramework, CargoOptions, RunIgnored};
 use offload_core::framework::default::DefaultFramework;
 use offload_core::framework::pytest::PytestFramework;
+use offload_core::framework::vitest::VitestFramework;
 use offload_core::orchestrator::Orchestrator;
 use offload_core::provider::default::DefaultProvider;
 use offload_core::provider::docker::DockerProvider;
@@ -139,7 +140,9 @@ pub fn framework(settings: &Settings, look: BuildLook) -> anyhow::Result<Arc<dyn
         FrameworkConfig::Default(default) => {
             Arc::new(DefaultFramework::new(default.clone()).with_root(root).with_groups(config.groups.clone()))
         }
-        FrameworkConfig::Unavailable { .. } => return Err(unavailable(config)),
+        FrameworkConfig::Vitest(vitest) => {
+            Arc::new(VitestFramework::new(vitest.clone()).with_root(root).with_groups(config.groups.clone()))
+        }
     })
 }
 

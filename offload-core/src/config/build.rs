@@ -10,7 +10,7 @@ use super::value::{Checked, Entry};
 use super::{
     CargoFrameworkConfig, CheckpointConfig, Config, DefaultFrameworkConfig, DefaultProviderConfig,
     DockerProviderConfig, FrameworkConfig, GroupConfig, HistoryConfig, LocalProviderConfig, OffloadConfig,
-    ProviderConfig, PytestFrameworkConfig, RecordHistory, ReportConfig,
+    ProviderConfig, PytestFrameworkConfig, RecordHistory, ReportConfig, VitestFrameworkConfig,
 };
 use crate::framework::Isolation;
 use crate::secret::Secrets;
@@ -239,7 +239,13 @@ fn framework(values: &Values<'_>) -> FrameworkConfig {
             result_file: values.text("framework.result_file"),
             test_id_format: values.string("framework.test_id_format"),
         }),
-        later => FrameworkConfig::Unavailable { kind: later.to_owned() },
+        _ => FrameworkConfig::Vitest(VitestFrameworkConfig {
+            command: values.string("framework.command"),
+            run_args: values.string("framework.run_args"),
+            env: values.env("framework.env"),
+            prepend_path: values.texts("framework.prepend_path"),
+            test_id_format: values.string("framework.test_id_format"),
+        }),
     }
 }
 

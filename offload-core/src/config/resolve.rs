@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{self, Problem, Where, alternatives};
 use super::layer::{Assignment, Layers, Rank};
-use super::schema::{self, DefaultValue, KEYS, Key, Kind, LATER_FRAMEWORKS, LATER_PROVIDERS, Status};
+use super::schema::{self, DefaultValue, KEYS, Key, Kind, LATER_PROVIDERS, Status};
 use super::value::{Checked, Place, Reader, check, from_toml, spell_key};
 use super::{Config, ConfigError, ConfigSource, SourceKind, build};
 
@@ -425,16 +425,9 @@ impl Resolver<'_> {
         let provider = provider.unwrap_or((String::new(), Rank::Default));
         let framework = framework.unwrap_or((String::new(), Rank::Default));
         let mut say = |origin: String, text: String| notices.push(format!("{origin}: {text}"));
-        for (section, name, later) in
-            [("provider", &provider.0, LATER_PROVIDERS), ("framework", &framework.0, LATER_FRAMEWORKS)]
-        {
-            let key = if section == "provider" { "provider.type" } else { "framework.type" };
-            if let (true, Some(picked)) = (later.contains(&name.as_str()), picks.get(key)) {
-                say(
-                    picked.origin.clone(),
-                    format!("the {section} `{name}` is not there yet: a run with it is refused"),
-                );
-            }
+        let name = &provider.0;
+        if let (true, Some(picked)) = (LATER_PROVIDERS.contains(&name.as_str()), picks.get("provider.type")) {
+            say(picked.origin.clone(), format!("the provider `{name}` is not there yet: a run with it is refused"));
         }
         for set in self.layers.assignments.iter().filter(|set| set.rank > Rank::Default) {
             let (name, rank) = match set.key.section() {

@@ -14,9 +14,6 @@ pub const SECTIONS: &[&str] = &["offload", "provider", "framework", "groups", "r
 /// Values of `provider.type` that are recognised and not there yet.
 pub const LATER_PROVIDERS: &[&str] = &["modal", "ssh", "kubernetes"];
 
-/// Values of `framework.type` that are recognised and not there yet.
-pub const LATER_FRAMEWORKS: &[&str] = &["vitest"];
-
 /// The longest time that can be configured, in seconds: over thirty years, and far from any overflow.
 pub(super) const MAX_SECS: i64 = 1_000_000_000;
 

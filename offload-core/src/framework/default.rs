@@ -4,7 +4,7 @@
 //! through unchanged, quoted for the place where the template names them. Where commands run is the
 //! [provider](crate::provider)'s business; only discovery runs here.
 
-mod junit;
+pub(super) mod junit;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;

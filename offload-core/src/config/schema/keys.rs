@@ -221,8 +221,7 @@ pub static KEYS: &[Key] = &[
         "framework.type",
         Kind::OneOf(&["cargo", "nextest", "pytest", "default", "vitest"]),
         Required,
-        "What kind of tests there are. `nextest` is another name of `cargo`; `default` runs shell commands of yours. \
-         `vitest` is not there yet: a run with it is refused.",
+        "What kind of tests there are. `nextest` is another name of `cargo`; `default` runs shell commands of yours.",
     ),
     Key::new("framework.package", Kind::Text, Unset, "Only the tests of this package.").of(CARGO),
     Key::new("framework.features", Kind::Texts, Toml("[]"), "Features to activate.").of(CARGO),

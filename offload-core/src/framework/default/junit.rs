@@ -12,37 +12,39 @@ use crate::framework::{Captured, TestOutcome, TestResult};
 
 /// One `testcase`.
 #[derive(Debug)]
-pub(super) struct Case {
-    name: String,
-    classname: String,
-    pub(super) result: TestResult,
+pub(in crate::framework) struct Case {
+    pub(in crate::framework) name: String,
+    pub(in crate::framework) classname: String,
+    pub(in crate::framework) result: TestResult,
 }
 
 impl Case {
     /// The test id by a format of `{name}` and `{classname}`; the name alone when the format is empty.
     pub(super) fn id(&self, format: &str) -> String {
-        if format.is_empty() {
-            return self.name.clone();
-        }
-        // In one pass: a name may contain `{name}`.
-        let mut id = String::new();
-        let mut rest = format;
-        while let Some(start) = rest.find('{') {
-            id.push_str(&rest[..start]);
-            rest = &rest[start..];
-            if let Some(after) = rest.strip_prefix("{name}") {
-                id.push_str(&self.name);
-                rest = after;
-            } else if let Some(after) = rest.strip_prefix("{classname}") {
-                id.push_str(&self.classname);
-                rest = after;
-            } else {
-                id.push('{');
-                rest = &rest[1..];
-            }
-        }
-        id + rest
+        if format.is_empty() { self.name.clone() } else { id(format, &self.name, &self.classname) }
     }
+}
+
+/// A test id by a format of `{name}` and `{classname}`.
+pub(in crate::framework) fn id(format: &str, name: &str, classname: &str) -> String {
+    // In one pass: a name may contain `{name}`.
+    let mut id = String::new();
+    let mut rest = format;
+    while let Some(start) = rest.find('{') {
+        id.push_str(&rest[..start]);
+        rest = &rest[start..];
+        if let Some(after) = rest.strip_prefix("{name}") {
+            id.push_str(name);
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("{classname}") {
+            id.push_str(classname);
+            rest = after;
+        } else {
+            id.push('{');
+            rest = &rest[1..];
+        }
+    }
+    id + rest
 }
 
 /// Adds what a second case of the same test says: the worse outcome counts.
@@ -69,7 +71,7 @@ enum Part {
 }
 
 /// All cases of a file, or what is wrong with it.
-pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Case>, String> {
+pub(in crate::framework) fn parse(bytes: &[u8]) -> Result<Vec<Case>, String> {
     // Whatever the tests wrote is in there; it need not be UTF-8.
     let text = String::from_utf8_lossy(bytes);
     let mut reader = Reader::from_str(&text);
