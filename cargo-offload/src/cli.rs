@@ -92,7 +92,7 @@ impl CommonArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Run options")]
 pub struct ExecutionArgs {
-    /// Where tests run: local, docker, default
+    /// Where tests run: local, docker, ssh, default
     #[arg(long, value_name = "PROVIDER", hide_short_help = true)]
     pub provider: Option<String>,
     /// The most sandboxes (tests) at once [default: the number of CPUs]

@@ -147,7 +147,7 @@ impl Settings {
             ProviderConfig::Default(default) => {
                 default.working_dir = Some(working_dir.join(default.working_dir.take().unwrap_or_default()));
             }
-            ProviderConfig::Docker(_) | ProviderConfig::Unavailable { .. } => {}
+            ProviderConfig::Docker(_) | ProviderConfig::Ssh(_) | ProviderConfig::Unavailable { .. } => {}
         }
         Ok(Self { config, resolved, base_dir })
     }

@@ -11,6 +11,7 @@
 mod build;
 mod diagnostic;
 mod expand;
+mod hosts;
 mod layer;
 mod resolve;
 pub mod schema;
@@ -66,7 +67,7 @@ impl Config {
             return Err(unavailable(
                 "provider",
                 kind,
-                "`local` or `docker`, or to `default` with commands of your own",
+                "`local`, `docker` or `ssh`, or to `default` with commands of your own",
             ));
         }
         Ok(())
@@ -130,6 +131,8 @@ pub enum ProviderConfig {
     Default(DefaultProviderConfig),
     /// `type = "docker"`
     Docker(DockerProviderConfig),
+    /// `type = "ssh"`
+    Ssh(SshProviderConfig),
     /// A provider that is recognised, so that its files load, and not there yet.
     Unavailable {
         /// Its `type`.
@@ -144,6 +147,7 @@ impl ProviderConfig {
             Self::Local(_) => "local",
             Self::Default(_) => "default",
             Self::Docker(_) => "docker",
+            Self::Ssh(_) => "ssh",
             Self::Unavailable { kind } => kind,
         }
     }
@@ -241,6 +245,40 @@ pub struct DockerProviderConfig {
     pub privileged: bool,
     /// `platform`, as `linux/arm64`.
     pub platform: Option<String>,
+}
+
+/// The provider `ssh`: slots of other machines.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SshProviderConfig {
+    /// `hosts`: which machines.
+    pub hosts: Vec<SshHostConfig>,
+    /// `env`: environment of everything in the sandboxes.
+    pub env: BTreeMap<String, String>,
+    /// `isolate`: each sandbox has a copy of the project of its own.
+    pub isolate: bool,
+    /// `include`: patterns of files that travel although they are ignored.
+    pub include: Vec<String>,
+    /// `exclude`: patterns of files that do not travel.
+    pub exclude: Vec<String>,
+    /// `copy_dirs`: pairs of a path here and a path there.
+    pub copy_dirs: Vec<(PathBuf, PathBuf)>,
+}
+
+/// An item of `hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SshHostConfig {
+    /// `host`: a name or address, as for the `ssh` command.
+    pub host: String,
+    /// `slots`: the most sandboxes there; as many as the host has CPUs when absent.
+    pub slots: Option<usize>,
+    /// `user`
+    pub user: Option<String>,
+    /// `port`
+    pub port: Option<u16>,
+    /// `identity`: the file of the private key.
+    pub identity: Option<PathBuf>,
+    /// `workdir`: the directory there for everything of Offload's.
+    pub workdir: Option<String>,
 }
 
 /// `[framework]`: what kind of tests there are.

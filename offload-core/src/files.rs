@@ -9,6 +9,7 @@
 
 mod archive;
 mod select;
+mod stream;
 mod unpack;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 pub use archive::Owner;
 pub use select::Project;
+pub(crate) use stream::Archive;
 pub(crate) use unpack::unpack;
 
 /// Files that cannot be brought anywhere. The message says which, and what to do.
@@ -166,6 +168,17 @@ impl FileSet {
     /// The set as it is to be told from others.
     pub fn manifest(&self) -> Manifest {
         self.entries.iter().map(|(path, entry)| (text(path), entry.stamp())).collect()
+    }
+
+    /// What of it lies below nothing else of it.
+    pub(crate) fn roots(&self) -> Vec<&Path> {
+        let mut roots: Vec<&Path> = Vec::new();
+        for path in self.entries.keys() {
+            if !roots.last().is_some_and(|last| path.starts_with(last)) {
+                roots.push(path);
+            }
+        }
+        roots
     }
 
     /// Only what `known` does not have, or has otherwise.

@@ -8,6 +8,7 @@ pub mod default;
 pub mod docker;
 pub mod local;
 mod luggage;
+pub mod ssh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -228,6 +229,27 @@ pub trait SandboxProvider: Send + Sync {
     fn isolates(&self) -> bool {
         true
     }
+
+    /// Whether sandboxes have copies of this machine's files: none is created before everything is built, and each is
+    /// told what was. As by default where sandboxes share nothing.
+    fn is_elsewhere(&self) -> bool {
+        self.isolates()
+    }
+
+    /// The most sandboxes that there can be at once, known once the provider is prepared. `None`, as by default: as many
+    /// as are asked for.
+    async fn most_sandboxes(&self) -> Option<usize> {
+        None
+    }
+
+    /// What the user is to know and that is no error, each once. Asked for whenever something has been done.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The run is over and its sandboxes are destroyed: removes whatever they shared. Called once, unless the process is
+    /// in a hurry.
+    async fn finish(&self) {}
 }
 
 /// One isolated place where tests execute.
@@ -310,5 +332,21 @@ impl<T: SandboxProvider + ?Sized> SandboxProvider for Arc<T> {
 
     fn isolates(&self) -> bool {
         (**self).isolates()
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        (**self).is_elsewhere()
+    }
+
+    async fn most_sandboxes(&self) -> Option<usize> {
+        (**self).most_sandboxes().await
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        (**self).warnings()
+    }
+
+    async fn finish(&self) {
+        (**self).finish().await;
     }
 }

@@ -26,7 +26,7 @@ PLAIN = {
     "setupplan": "--setup-plan",
 }
 # What can make sandboxes.
-PROVIDERS = ("local", "docker")
+PROVIDERS = ("local", "docker", "ssh")
 NO_RUN = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test", "cacheshow")
 
 

@@ -9,6 +9,7 @@ use offload_core::config::{Config, HistoryConfig, LocalProviderConfig, OffloadCo
 use offload_core::provider::SandboxProvider;
 use offload_core::provider::docker::DockerProvider;
 use offload_core::provider::local::LocalProvider;
+use offload_core::provider::ssh::SshProvider;
 use offload_core::secret::Secrets;
 use offload_core::worker::pytest::{Dist, Elsewhere, PytestOptions};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
@@ -81,6 +82,9 @@ impl Options {
             ProviderConfig::Docker(_) => Arc::new(
                 DockerProvider::from_config(&config).map_err(|error| PyValueError::new_err(error.to_string()))?,
             ),
+            ProviderConfig::Ssh(_) => {
+                Arc::new(SshProvider::from_config(&config).map_err(|error| PyValueError::new_err(error.to_string()))?)
+            }
             _ => Arc::new(LocalProvider::new(here)),
         };
         let pytest = PytestOptions {

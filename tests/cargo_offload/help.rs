@@ -116,7 +116,7 @@ fn offload_in_short() {
       logs               Show tests of the last run with their output
       history            Work with the history file
       checkpoint-status  Show which base image the current checkout would use
-      clean              Remove what runs in containers have left on the Docker daemon
+      clean              Remove what runs have left on the Docker daemon, or on hosts
       help               Print this message or the help of the given subcommand(s)
 
     Options:

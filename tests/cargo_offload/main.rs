@@ -5,6 +5,12 @@
 
 #[path = "../../offload-core/tests/support/docker.rs"]
 mod docker_support;
+#[allow(dead_code, reason = "the framework's own tests need more of it")]
+#[path = "../../offload-core/tests/support/python.rs"]
+mod python_support;
+#[allow(dead_code, reason = "the provider's own tests need more of it")]
+#[path = "../../offload-core/tests/support/sshd.rs"]
+mod sshd_support;
 mod support;
 
 mod artifacts;
@@ -20,4 +26,5 @@ mod output;
 mod overlap;
 mod remote;
 mod secrets;
+mod ssh;
 mod vitest;

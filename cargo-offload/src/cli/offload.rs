@@ -42,7 +42,7 @@ pub enum OffloadCommand {
     History(HistoryCommand),
     /// Show which base image the current checkout would use
     CheckpointStatus,
-    /// Remove what runs in containers have left on the Docker daemon
+    /// Remove what runs have left on the Docker daemon, or on hosts
     Clean(CleanArgs),
     /// Run tests for an orchestrator on another machine
     #[command(hide = true)]
@@ -118,7 +118,7 @@ pub struct CleanArgs {
 /// The options of `init`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct InitArgs {
-    /// The provider to write: local, docker, default
+    /// The provider to write: local, docker, ssh, default
     #[arg(short, long, value_name = "PROVIDER", default_value = "local")]
     pub provider: String,
     /// The framework to write: pytest, cargo, default [default: what the directory looks like]

@@ -85,7 +85,16 @@ fn provider_section(provider: &str) -> anyhow::Result<&'static str> {
              # mounts = [\"cache:/root/.cache\"]\n\
              # memory = \"2g\"\n"
         }
-        other => anyhow::bail!("there is no provider `{other}` to write; there are local, docker and default"),
+        "ssh" => {
+            "[provider]\n\
+             type = \"ssh\"            # other machines, as `ssh` reaches them\n\
+             hosts = [\n    \
+                 { host = \"build1\", slots = 4 },  # also: user, port, identity, workdir\n\
+             ]\n\
+             # env = { KEY = \"value\" }\n\
+             # isolate = true        # a copy of the project for each sandbox, not for each host\n"
+        }
+        other => anyhow::bail!("there is no provider `{other}` to write; there are local, docker, ssh and default"),
     })
 }
 

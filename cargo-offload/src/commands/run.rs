@@ -16,6 +16,7 @@ use offload_core::orchestrator::Orchestrator;
 use offload_core::provider::default::DefaultProvider;
 use offload_core::provider::docker::DockerProvider;
 use offload_core::provider::local::LocalProvider;
+use offload_core::provider::ssh::SshProvider;
 use offload_core::provider::{CopyDir, SandboxProvider};
 use offload_core::report::console::{ColorChoice, ConsoleOptions, ConsoleReporter, Progress, Surroundings};
 use offload_core::report::history::HistoryReporter;
@@ -115,7 +116,7 @@ fn cargo_options(
     options.retries = config.offload.retry_count;
     options.slots = config.offload.max_parallel;
     options.output_dir.clone_from(&config.report.output_dir);
-    options.elsewhere = matches!(config.provider, ProviderConfig::Docker(_));
+    options.elsewhere = matches!(config.provider, ProviderConfig::Docker(_) | ProviderConfig::Ssh(_));
     if framework.include_ignored && options.run_ignored == RunIgnored::Default {
         options.run_ignored = RunIgnored::All;
     }
@@ -174,6 +175,7 @@ pub fn provider(config: &Config, image: &ImageArgs) -> anyhow::Result<Arc<dyn Sa
             }
             Arc::new(provider)
         }
+        ProviderConfig::Ssh(_) => Arc::new(SshProvider::from_config(config)?),
         ProviderConfig::Unavailable { .. } => return Err(unavailable(config)),
     })
 }

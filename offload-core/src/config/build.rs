@@ -10,7 +10,8 @@ use super::value::{Checked, Entry};
 use super::{
     CargoFrameworkConfig, CheckpointConfig, Config, DefaultFrameworkConfig, DefaultProviderConfig,
     DockerProviderConfig, FrameworkConfig, GroupConfig, HistoryConfig, LocalProviderConfig, OffloadConfig,
-    ProviderConfig, PytestFrameworkConfig, RecordHistory, ReportConfig, VitestFrameworkConfig,
+    ProviderConfig, PytestFrameworkConfig, RecordHistory, ReportConfig, SshHostConfig, SshProviderConfig,
+    VitestFrameworkConfig,
 };
 use crate::framework::Isolation;
 use crate::secret::Secrets;
@@ -95,6 +96,20 @@ impl Values<'_> {
         let pairs = self.texts(key);
         let pairs = pairs.iter().filter_map(|pair| pair.split_once(':'));
         pairs.map(|(local, remote)| (local.into(), remote.into())).collect()
+    }
+
+    fn hosts(&self, key: &str) -> Vec<SshHostConfig> {
+        let Some(Checked::Hosts(hosts)) = self.get(key) else { return Vec::new() };
+        let text = |text: &super::expand::Text| text.value.clone();
+        let host = |host: &super::hosts::Host| SshHostConfig {
+            host: text(&host.host),
+            slots: host.slots.and_then(|slots| usize::try_from(slots).ok()),
+            user: host.user.as_ref().map(text),
+            port: host.port.and_then(|port| u16::try_from(port).ok()),
+            identity: host.identity.as_ref().map(|path| text(path).into()),
+            workdir: host.workdir.as_ref().map(text),
+        };
+        hosts.iter().map(host).collect()
     }
 
     fn env(&self, key: &str) -> BTreeMap<String, String> {
@@ -203,6 +218,14 @@ fn provider(values: &Values<'_>) -> ProviderConfig {
             memory: values.text("provider.memory"),
             privileged: values.flag("provider.privileged"),
             platform: values.text("provider.platform"),
+        }),
+        "ssh" => ProviderConfig::Ssh(SshProviderConfig {
+            hosts: values.hosts("provider.hosts"),
+            env: values.env("provider.env"),
+            isolate: values.flag("provider.isolate"),
+            include: values.texts("provider.include"),
+            exclude: values.texts("provider.exclude"),
+            copy_dirs: values.pairs("provider.copy_dirs"),
         }),
         later => ProviderConfig::Unavailable { kind: later.to_owned() },
     }

@@ -12,7 +12,7 @@ pub use keys::KEYS;
 pub const SECTIONS: &[&str] = &["offload", "provider", "framework", "groups", "report", "history", "checkpoint"];
 
 /// Values of `provider.type` that are recognised and not there yet.
-pub const LATER_PROVIDERS: &[&str] = &["modal", "ssh", "kubernetes"];
+pub const LATER_PROVIDERS: &[&str] = &["modal", "kubernetes"];
 
 /// The longest time that can be configured, in seconds: over thirty years, and far from any overflow.
 pub(super) const MAX_SECS: i64 = 1_000_000_000;
@@ -53,6 +53,8 @@ pub enum Kind {
     Paths,
     /// A list of strings `LOCAL:REMOTE`.
     CopyDirs,
+    /// A list of hosts: tables, or strings for hosts about which there is nothing more to say.
+    Hosts,
     /// A table of strings.
     Env,
     /// A table of anything.
@@ -176,7 +178,10 @@ impl Key {
 impl Kind {
     /// Whether a value is a single thing, so that an environment variable can hold it.
     pub fn is_scalar(self) -> bool {
-        !matches!(self, Self::Texts | Self::Globs | Self::Paths | Self::CopyDirs | Self::Env | Self::Table)
+        !matches!(
+            self,
+            Self::Texts | Self::Globs | Self::Paths | Self::CopyDirs | Self::Hosts | Self::Env | Self::Table
+        )
     }
 
     /// The type as documentation shows it.
@@ -197,6 +202,7 @@ impl Kind {
             Self::Globs => "list of patterns".to_owned(),
             Self::Paths => "list of paths".to_owned(),
             Self::CopyDirs => "list of `LOCAL:REMOTE`".to_owned(),
+            Self::Hosts => "list of tables".to_owned(),
             Self::Env => "table of strings".to_owned(),
             Self::Table => "table".to_owned(),
         }

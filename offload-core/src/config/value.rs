@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Problem, Where, alternatives, nearest};
 use super::expand::{ExpandError, Text, expand};
+use super::hosts::{Host, check_hosts, spell_host};
 use super::schema::{Kind, MAX_SECS};
 
 /// Where a value was written.
@@ -201,6 +202,8 @@ pub(super) enum Checked {
     Text(Text),
     /// The items, each with its place.
     List(Vec<(Text, Place)>),
+    /// The hosts of the provider `ssh`.
+    Hosts(Vec<Host>),
     /// The entries, each with its place; what is not a string is spelled as TOML.
     Table(Vec<(String, Entry, Place)>),
 }
@@ -214,6 +217,7 @@ impl Checked {
             Self::Bool(yes) => yes.to_string(),
             Self::Text(text) => spell_text(text.shown()),
             Self::List(items) => format!("[{}]", spelled(items.iter().map(|(text, _)| spell_text(text.shown())))),
+            Self::Hosts(hosts) => format!("[{}]", spelled(hosts.iter().map(spell_host))),
             Self::Table(entries) if entries.is_empty() => "{}".to_owned(),
             Self::Table(entries) => {
                 let entries = entries.iter().map(|(name, entry, _)| format!("{} = {}", spell_key(name), spell(entry)));
@@ -263,6 +267,7 @@ pub(super) fn check(key: &str, kind: Kind, raw: &Raw, problems: &mut Vec<Problem
         (Kind::Texts | Kind::Globs | Kind::Paths | Kind::CopyDirs, Data::List(items)) => {
             return check_items(key, kind, items, problems).map(Checked::List);
         }
+        (Kind::Hosts, Data::List(items)) => return check_hosts(key, items, problems).map(Checked::Hosts),
         (Kind::Env, Data::Table(entries)) => return check_env(key, entries, problems),
         (Kind::Table, Data::Table(entries)) => Ok(Checked::Table(
             entries.iter().map(|(name, raw)| (name.clone(), entry(&raw.data), raw.place.clone())).collect(),
@@ -435,11 +440,11 @@ fn check_text(key: &str, kind: Kind, text: &Text, raw: &Raw) -> Result<(), Probl
 }
 
 /// A value of the right type that cannot be: `what` completes the sentence "`offload.max_parallel` cannot …".
-fn bad(key: &str, what: &str, raw: &Raw, label: String) -> Problem {
+pub(super) fn bad(key: &str, what: &str, raw: &Raw, label: String) -> Problem {
     Problem::new(format!("`{key}` cannot {what}"), raw.place.to_where(), label)
 }
 
-fn wrong_type(subject: &str, expected: &str, kind: Kind, raw: &Raw) -> Problem {
+pub(super) fn wrong_type(subject: &str, expected: &str, kind: Kind, raw: &Raw) -> Problem {
     let problem = Problem::new(
         format!("{subject} has the wrong type"),
         raw.place.to_where(),
@@ -492,6 +497,7 @@ fn expected(kind: Kind) -> String {
         Kind::Globs => "expected a list of patterns in strings".to_owned(),
         Kind::Paths => "expected a list of paths".to_owned(),
         Kind::CopyDirs => "expected a list of strings `LOCAL:REMOTE`".to_owned(),
+        Kind::Hosts => "expected a list of tables such as `{ host = \"build1\", slots = 8 }`".to_owned(),
         Kind::Env => "expected a table of strings".to_owned(),
         Kind::Table => "expected a table".to_owned(),
     }

@@ -41,7 +41,8 @@ type Discovery = Pin<Box<dyn Future<Output = FrameworkResult<()>> + Send>>;
 
 /// What other tasks tell this one.
 enum Fact {
-    Prepared(ProviderResult<()>),
+    /// Also: the most sandboxes that there can be.
+    Prepared(ProviderResult<()>, Option<usize>),
     Created(SandboxIndex, ProviderResult<Created>, Duration),
     Terminated(SandboxIndex, ProviderResult<()>),
 }
@@ -93,6 +94,8 @@ pub(super) struct Dispatcher<'a> {
     fact_inbox: mpsc::UnboundedReceiver<Fact>,
     report_inbox: mpsc::UnboundedReceiver<(SandboxIndex, Report)>,
     prepared: bool,
+    /// How many sandboxes there can be, if the provider says.
+    most: Option<usize>,
     building: bool,
     /// Sandboxes that are to be created once that makes sense.
     waiting: Vec<SandboxIndex>,
@@ -158,6 +161,7 @@ impl<'a> Dispatcher<'a> {
             fact_inbox,
             report_inbox,
             prepared: false,
+            most: None,
             building: false,
             waiting: Vec::new(),
             creating: 0,
@@ -262,7 +266,8 @@ impl<'a> Dispatcher<'a> {
         let facts = self.facts.clone();
         tokio::spawn(async move {
             let result = provider.prepare().await;
-            let _ = facts.send(Fact::Prepared(result));
+            let most = if result.is_ok() { provider.most_sandboxes().await } else { None };
+            let _ = facts.send(Fact::Prepared(result, most));
         });
     }
 

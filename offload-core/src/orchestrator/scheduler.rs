@@ -392,6 +392,20 @@ impl Scheduler {
         self.abort_if_hopeless();
     }
 
+    /// There cannot be more sandboxes than this. Those that are on their way beyond it are to be
+    /// [withdrawn](Self::sandbox_withdrawn).
+    pub fn limit_sandboxes(&mut self, most: usize) {
+        self.config.max_sandboxes = self.config.max_sandboxes.min(most.max(1));
+        self.ceiling = self.ceiling.min(self.config.max_sandboxes);
+    }
+
+    /// A sandbox that was to be created will not be, which is no failure.
+    pub fn sandbox_withdrawn(&mut self, sandbox: SandboxIndex) {
+        if self.sandboxes.get(sandbox.0).is_some_and(|state| !state.ready) {
+            self.sandboxes.remove(sandbox.0);
+        }
+    }
+
     /// Starts nothing more. What runs may end and counts; what is queued on sandboxes is asked back.
     pub fn stop(&mut self) {
         self.halt();

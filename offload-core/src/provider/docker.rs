@@ -34,7 +34,7 @@ use super::{
 };
 use crate::cache::ImageKey;
 use crate::config::{Config, DockerProviderConfig, ProviderConfig};
-use crate::files::FileSet;
+use crate::files::{Archive, FileSet};
 
 /// The label with the directory that a container or an image is for.
 const LABEL_PROJECT: &str = "offload.project";
@@ -370,8 +370,8 @@ impl DockerSandbox {
     }
 
     async fn send(&self, files: FileSet) -> Result<(), String> {
-        let archive = transfer::Archive::start(files, crate::files::Owner::default());
-        archive.send(&self.container.inner.daemon.docker, &self.container.inner.id).await
+        let archive = Archive::start(files, crate::files::Owner::default());
+        transfer::send(archive, &self.container.inner.daemon.docker, &self.container.inner.id).await
     }
 }
 

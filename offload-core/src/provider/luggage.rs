@@ -28,6 +28,8 @@ pub(super) struct Packing {
 #[derive(Debug, Clone)]
 pub(super) struct Luggage {
     pub(super) files: FileSet,
+    /// The root of the repository there.
+    pub(super) root: PathBuf,
     /// Where tests run.
     pub(super) directory: PathBuf,
 }
@@ -106,6 +108,6 @@ impl Packing {
         for (local, remote) in &self.copy_dirs {
             files.add_path(&directory.join(local), &target.join(remote)).map_err(failed)?;
         }
-        Ok(Luggage { files, directory: target })
+        Ok(Luggage { files, root: remote(root), directory: target })
     }
 }

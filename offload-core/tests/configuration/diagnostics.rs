@@ -451,3 +451,69 @@ fn diagnoses_show_no_secret_that_is_marked() {
       = help: write it in quotes: `"5"`
     "#);
 }
+
+#[test]
+fn hosts_that_mean_nothing() {
+    let text = r#"
+[provider]
+type = "ssh"
+hosts = [{ slots = 8 }, { host = "a", slot = 1 }, { host = "b", slots = 0, port = "22" }, { host = "-oProxyCommand=x" }, 7]
+[framework]
+type = "cargo"
+"#;
+    assert_snapshot!(Case::file(text).error(), @r#"
+    error: an item of `provider.hosts` names no host
+     --> offload.toml:4:10
+      |
+    4 | hosts = [{ slots = 8 }, { host = "a", slot = 1 }, { host = "b", slots = 0, port = "22" }, { host = "-oProxyCommand=x" }, 7]
+      |          ^^^^^^^^^^^^^ expected `host`: a name or address, as for the `ssh` command
+
+    error: unknown key `slot` in an item of `provider.hosts`
+     --> offload.toml:4:46
+      |
+    4 | hosts = [{ slots = 8 }, { host = "a", slot = 1 }, { host = "b", slots = 0, port = "22" }, { host = "-oProxyCommand=x" }, 7]
+      |                                              ^ expected `host`, `slots`, `user`, `port`, `identity` or `workdir`
+      |
+      = help: did you mean `slots`?
+
+    error: `provider.hosts.slots` cannot be 0
+     --> offload.toml:4:73
+      |
+    4 | hosts = [{ slots = 8 }, { host = "a", slot = 1 }, { host = "b", slots = 0, port = "22" }, { host = "-oProxyCommand=x" }, 7]
+      |                                                                         ^ expected an integer of at least 1
+
+    error: `provider.hosts.port` has the wrong type
+     --> offload.toml:4:83
+      |
+    4 | hosts = [{ slots = 8 }, { host = "a", slot = 1 }, { host = "b", slots = 0, port = "22" }, { host = "-oProxyCommand=x" }, 7]
+      |                                                                                   ^^^^ expected an integer of at least 1, found a string
+      |
+      = help: write it without quotes: `22`
+
+    error: `provider.hosts` cannot contain the host `-oProxyCommand=x`
+     --> offload.toml:4:91
+      |
+    4 | hosts = [{ slots = 8 }, { host = "a", slot = 1 }, { host = "b", slots = 0, port = "22" }, { host = "-oProxyCommand=x" }, 7]
+      |                                                                                           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ expected a name or address, as for the `ssh` command
+
+    error: an item of `provider.hosts` has the wrong type
+     --> offload.toml:4:122
+      |
+    4 | hosts = [{ slots = 8 }, { host = "a", slot = 1 }, { host = "b", slots = 0, port = "22" }, { host = "-oProxyCommand=x" }, 7]
+      |                                                                                                                          ^ expected a table such as `{ host = "build1", slots = 8 }`, found an integer
+    "#);
+    assert_snapshot!(Case::file("provider.type = \"ssh\"\nprovider.hosts = \"a\"\nframework.type = \"cargo\"\n").error(), @r#"
+    error: `provider.hosts` has the wrong type
+     --> offload.toml:2:18
+      |
+    2 | provider.hosts = "a"
+      |                  ^^^ expected a list of tables such as `{ host = "build1", slots = 8 }`, found a string
+    "#);
+    assert_snapshot!(Case::file("provider.type = \"ssh\"\nframework.type = \"cargo\"\n").error(), @r#"
+    error: provider `ssh` needs `provider.hosts`, which is not set
+     --> offload.toml:1:1
+      |
+    1 | provider.type = "ssh"
+      | ^^^^^^^^ expected `hosts` in `[provider]`
+    "#);
+}

@@ -21,6 +21,7 @@ fn sample(key: &Key) -> String {
         }
         Kind::Texts | Kind::Globs | Kind::Paths => "[\"x7\"]".to_owned(),
         Kind::CopyDirs => "[\"x7:/x7\"]".to_owned(),
+        Kind::Hosts => "[{ host = \"x7\" }]".to_owned(),
         Kind::Env | Kind::Table => "{ X7 = \"x\" }".to_owned(),
     }
 }

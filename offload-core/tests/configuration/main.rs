@@ -321,9 +321,28 @@ fn files_for_later_providers_load_and_runs_are_refused() {
     "#);
     assert_snapshot!(config.check_available().unwrap_err(), @r#"
     error: nothing can be run with the provider `modal`: it is not there yet
-    help: set `provider.type` to `local` or `docker`, or to `default` with commands of your own
+    help: set `provider.type` to `local`, `docker` or `ssh`, or to `default` with commands of your own
     "#);
     assert!(Case::file(MINIMAL).config().check_available().is_ok());
+}
+
+#[test]
+fn hosts_are_tables_or_names() {
+    let text = r#"
+provider = { type = "ssh", hosts = ["build1", { host = "${HOST}", slots = 8, user = "ci", port = 2222, identity = "k", workdir = "~/o" }] }
+framework.type = "cargo"
+"#;
+    let resolved = Case::file(text).env(&[("HOST", "build2")]).resolve().unwrap();
+    let ProviderConfig::Ssh(ssh) = &resolved.config.provider else { panic!("{:?}", resolved.config.provider) };
+    let names: Vec<_> = ssh.hosts.iter().map(|host| (host.host.as_str(), host.slots, host.port)).collect();
+    assert_eq!(names, [("build1", None, None), ("build2", Some(8), Some(2222))]);
+    let host = &ssh.hosts[1];
+    assert_eq!((host.user.as_deref(), host.workdir.as_deref()), (Some("ci"), Some("~/o")));
+    assert_eq!(host.identity.as_deref(), Some(std::path::Path::new("k")));
+    let shown = resolved.render();
+    let hosts = shown.lines().find(|line| line.starts_with("hosts")).unwrap();
+    let second = r#"{ host = "${HOST}", slots = 8, user = "ci", port = 2222, identity = "k", workdir = "~/o" }"#;
+    assert!(hosts.starts_with(&format!(r#"hosts = [{{ host = "build1" }}, {second}]"#)), "{hosts}");
 }
 
 #[test]

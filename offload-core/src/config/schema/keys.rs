@@ -10,11 +10,14 @@ const PYTHON_AND_JS: &[&str] = &["pytest", "vitest"];
 const LOCAL: &[&str] = &["local"];
 const COMMANDS: &[&str] = &["default"];
 const LOCAL_AND_COMMANDS: &[&str] = &["local", "default"];
-const COPYING: &[&str] = &["default", "docker", "modal"];
+const COPYING: &[&str] = &["default", "docker", "modal", "ssh"];
 const MODAL: &[&str] = &["modal"];
 const DOCKER: &[&str] = &["docker"];
+const SSH: &[&str] = &["ssh"];
+const DOCKER_AND_SSH: &[&str] = &["docker", "ssh"];
 const IMAGES: &[&str] = &["docker", "modal"];
-const ELSEWHERE: &[&str] = &["default", "docker"];
+const ELSEWHERE: &[&str] = &["default", "docker", "ssh"];
+const WITH_IMAGES: &[&str] = &["default", "docker"];
 
 const fn int(min: i64, max: i64) -> Kind {
     Kind::Int { min, max }
@@ -94,8 +97,8 @@ pub static KEYS: &[Key] = &[
         "provider.type",
         Kind::OneOf(&["local", "default", "modal", "docker", "ssh", "kubernetes"]),
         Required,
-        "Where sandboxes come from: `local` runs processes on this machine, `docker` runs containers, `default` runs \
-         shell commands of yours. The others are not there yet: a run with them is refused.",
+        "Where sandboxes come from: `local` runs processes on this machine, `docker` runs containers, `ssh` uses \
+         other machines, `default` runs shell commands of yours. The others are not there yet: a run with them is refused.",
     ),
     Key::new(
         "provider.working_dir",
@@ -112,6 +115,7 @@ pub static KEYS: &[Key] = &[
     )
     .of(LOCAL_AND_COMMANDS),
     Key::new("provider.env", Kind::Env, Toml("{}"), "Environment variables of everything in the containers.").of(DOCKER),
+    Key::new("provider.env", Kind::Env, Toml("{}"), "Environment variables of everything in the sandboxes.").of(SSH),
     Key::new("provider.shell", Kind::Command(&[]), Toml("\"/bin/sh\""), "What executes command lines.").of(LOCAL),
     Key::new(
         "provider.prepare_command",
@@ -176,14 +180,31 @@ pub static KEYS: &[Key] = &[
         Toml("[]"),
         "Files that travel although git ignores them: patterns as in `.gitignore`.",
     )
-    .of(DOCKER),
+    .of(DOCKER_AND_SSH),
     Key::new(
         "provider.exclude",
         Kind::Texts,
         Toml("[]"),
         "Files that do not travel although git tracks them: patterns as in `.gitignore`.",
     )
-    .of(DOCKER),
+    .of(DOCKER_AND_SSH),
+    Key::new(
+        "provider.hosts",
+        Kind::Hosts,
+        Required,
+        "The machines, each a table: `host` (a name or address, as for the `ssh` command), `slots` (the most sandboxes \
+         there; by default its number of CPUs), `user`, `port`, `identity` (the file of the private key), `workdir` (the \
+         directory there for everything of Offload's; by default `~/.cache/offload`). What is not said is as the ssh \
+         configuration says.",
+    )
+    .of(SSH),
+    Key::new(
+        "provider.isolate",
+        Kind::Bool,
+        Toml("false"),
+        "Whether each sandbox has a copy of the project of its own; those of a host share one otherwise.",
+    )
+    .of(SSH),
     Key::new(
         "provider.mounts",
         Kind::Texts,
@@ -397,5 +418,5 @@ pub static KEYS: &[Key] = &[
     ),
     Key::new("checkpoint.build_inputs", Kind::Texts, Toml("[]"), "Files and directories whose change makes a new image. With provider `docker`: has `sandbox_init_cmd` run again; \
          empty: any change does.")
-        .with_providers(ELSEWHERE, "it makes no image"),
+        .with_providers(WITH_IMAGES, "it makes no image"),
 ];

@@ -90,9 +90,9 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// Sandboxes that share nothing with this machine start from a copy of its files: not before all of them are there.
+    /// Sandboxes that are somewhere else start from a copy of its files: not before all of them are there.
     pub(super) fn may_create(&self) -> bool {
-        self.prepared && !(self.building && self.orchestrator.provider.isolates())
+        self.prepared && !(self.building && self.orchestrator.provider.is_elsewhere())
     }
 
     pub(super) fn create_waiting(&mut self) {
@@ -114,7 +114,7 @@ impl Dispatcher<'_> {
             name: format!("{}-{}", self.run_id, index.0),
             index: index.0 as usize,
             env: self.orchestrator.env.clone(),
-            built: if provider.isolates() { Arc::new(self.orchestrator.framework.built()) } else { Arc::default() },
+            built: if provider.is_elsewhere() { Arc::new(self.orchestrator.framework.built()) } else { Arc::default() },
         };
         let doublings = self.losses_in_a_row.saturating_sub(1).min(6);
         let pause = if self.losses_in_a_row == 0 { Duration::ZERO } else { FIRST_BACKOFF * (1 << doublings) };

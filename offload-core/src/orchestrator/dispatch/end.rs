@@ -16,6 +16,9 @@ use crate::orchestrator::scheduler::SandboxIndex;
 /// How long sandboxes get to be destroyed at the end.
 const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long what they shared may take to be removed after that.
+const FINISH_PATIENCE: Duration = Duration::from_secs(30);
+
 impl Dispatcher<'_> {
     pub(super) async fn end(
         &mut self,
@@ -60,6 +63,23 @@ impl Dispatcher<'_> {
                     break;
                 }
             }
+        }
+        if !now {
+            let finished = tokio::select! {
+                () = self.orchestrator.provider.finish() => true,
+                () = hurried(cancel) => {
+                    now = true;
+                    false
+                }
+                () = tokio::time::sleep(FINISH_PATIENCE) => false,
+            };
+            if !finished && !now {
+                let text = "What the sandboxes shared could not be removed in time and may be left behind.".to_owned();
+                self.emit(RunEvent::Warning { text });
+            }
+        }
+        for text in self.orchestrator.provider.warnings() {
+            self.emit(RunEvent::Warning { text });
         }
         self.orchestrator.framework.finish(now).await;
         while let Ok((sandbox, report)) = self.report_inbox.try_recv() {
@@ -115,4 +135,9 @@ impl Dispatcher<'_> {
             });
         }
     }
+}
+
+/// Somebody wants the run to end without waiting for anything.
+async fn hurried(cancel: &mut watch::Receiver<Urgency>) {
+    while urged(cancel).await != Urgency::Now {}
 }

@@ -102,12 +102,19 @@ impl Dispatcher<'_> {
     }
 
     pub(super) fn on_fact(&mut self, fact: Fact) {
+        for text in self.orchestrator.provider.warnings() {
+            self.emit(RunEvent::Warning { text });
+        }
         match fact {
-            Fact::Prepared(Ok(())) => {
+            Fact::Prepared(Ok(()), most) => {
                 self.prepared = true;
+                self.most = most;
+                if let Some(most) = most {
+                    self.limit_sandboxes(most);
+                }
                 self.create_waiting();
             }
-            Fact::Prepared(Err(error)) => {
+            Fact::Prepared(Err(error), _) => {
                 self.stop_for_infrastructure(format!("The sandboxes could not be prepared: {error}"));
                 for sandbox in std::mem::take(&mut self.waiting) {
                     self.places.remove(&sandbox);
@@ -128,6 +135,17 @@ impl Dispatcher<'_> {
                 }
                 self.places.remove(&index);
             }
+        }
+    }
+
+    /// There cannot be more sandboxes than this: those that nobody has begun to create are not wanted.
+    fn limit_sandboxes(&mut self, most: usize) {
+        self.scheduler.limit_sandboxes(most);
+        while self.places.len() > most.max(1)
+            && let Some(index) = self.waiting.pop()
+        {
+            self.places.remove(&index);
+            self.scheduler.sandbox_withdrawn(index);
         }
     }
 

@@ -26,8 +26,10 @@ struct Reserved {
 }
 
 enum State {
-    /// Not before the provider is prepared.
-    Waiting,
+    /// Not before the provider is prepared, and not if there cannot be that many, unless the scheduler `asked` for it.
+    Waiting {
+        asked: bool,
+    },
     Coming,
     There(ProviderResult<Created>, Duration),
 }
@@ -42,9 +44,10 @@ impl Dispatcher<'_> {
     pub(super) fn on_wanted(&mut self, wanted: Wanted) {
         let index = SandboxIndex(wanted.number);
         let reserved = self.reserve.sandboxes.entry(index);
-        let reserved = reserved.or_insert_with(|| Reserved { state: State::Waiting, replies: Vec::new() });
+        let reserved =
+            reserved.or_insert_with(|| Reserved { state: State::Waiting { asked: false }, replies: Vec::new() });
         match &reserved.state {
-            State::Waiting | State::Coming => reserved.replies.push(wanted.reply),
+            State::Waiting { .. } | State::Coming => reserved.replies.push(wanted.reply),
             State::There(created, _) => reply([wanted.reply], created),
         }
         if self.may_create() {
@@ -54,8 +57,11 @@ impl Dispatcher<'_> {
 
     /// Creates those that could not be created when they were asked for.
     pub(super) fn create_reserve(&mut self) {
-        let waiting =
-            self.reserve.sandboxes.iter_mut().filter(|(_, reserved)| matches!(reserved.state, State::Waiting));
+        let most = self.most;
+        let waiting = self.reserve.sandboxes.iter_mut().filter(|(index, reserved)| match reserved.state {
+            State::Waiting { asked } => asked || most.is_none_or(|most| (index.0 as usize) < most),
+            _ => false,
+        });
         let waiting: Vec<SandboxIndex> = waiting
             .map(|(&index, reserved)| {
                 reserved.state = State::Coming;
@@ -95,8 +101,15 @@ impl Dispatcher<'_> {
                 self.on_created(index, created, took);
                 true
             }
-            Some(reserved) => {
+            Some(mut reserved) => {
+                let waits = matches!(reserved.state, State::Waiting { .. });
+                if waits {
+                    reserved.state = State::Waiting { asked: true };
+                }
                 self.reserve.sandboxes.insert(index, reserved);
+                if waits && self.may_create() {
+                    self.create_reserve();
+                }
                 true
             }
             None => false,

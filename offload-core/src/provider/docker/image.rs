@@ -7,11 +7,11 @@ use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuil
 use globset::{GlobBuilder, GlobMatcher};
 
 use super::connect::{Daemon, has_status, told};
-use super::transfer::{Archive, outcome};
+use super::transfer::outcome;
 use super::watch::next;
 use super::{LABEL_PROJECT, Settings};
 use crate::cache::ImageKey;
-use crate::files::{FileSet, Owner};
+use crate::files::{Archive, FileSet, Owner};
 use crate::provider::{ProviderError, ProviderResult};
 
 /// How many lines of a failed build its error shows.
@@ -143,7 +143,7 @@ async fn built(daemon: &Daemon, settings: &Settings, dockerfile: &Path) -> Provi
         .labels(&labels)
         .platform(&platform)
         .build();
-    let (stream, written) = Archive::start(set, Owner::default()).split();
+    let Archive { stream, written } = Archive::start(set, Owner::default());
     let body = bollard::body_try_stream(stream);
     let mut said = String::new();
     let result = {

@@ -19,11 +19,11 @@ use super::Settings;
 use super::connect::{Daemon, told};
 use super::container::{Container, Spec};
 use super::image::BaseImage;
-use super::transfer::{Archive, read};
+use super::transfer::{read, send};
 use super::watch::Fates;
 use crate::cache::ImageKey;
 use crate::connector::{OUTPUT_LIMIT, collect, describe_exit, shorten, tail};
-use crate::files::{FileSet, Manifest, Owner};
+use crate::files::{Archive, FileSet, Manifest, Owner};
 use crate::provider::luggage::Luggage;
 use crate::provider::{Built, Command, ProviderError, ProviderResult};
 
@@ -252,7 +252,7 @@ impl Maker<'_> {
         if count == 0 {
             return Ok(());
         }
-        let sent = Archive::start(files, owner).send(&self.daemon.docker, &container.inner.id).await;
+        let sent = send(Archive::start(files, owner), &self.daemon.docker, &container.inner.id).await;
         sent.map_err(|error| {
             ProviderError::Unusable(format!(
                 "cannot bring the project's files into an image ({count} files and directories, {} MiB): {error}",

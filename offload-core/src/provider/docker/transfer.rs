@@ -1,63 +1,25 @@
 //! Files into and out of containers, as tar archives that stream.
 
-use std::io::{self, Read as _, Write};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::query_parameters::{DownloadFromContainerOptionsBuilder, UploadToContainerOptionsBuilder};
-use bytes::Bytes;
-use futures_core::Stream;
-use tokio::sync::mpsc;
 
 use super::connect::{has_status, told};
 use super::watch::next;
-use crate::files::{FileSet, FilesError, Owner, unpack};
-
-/// How much is sent at once.
-const CHUNK: usize = 256 << 10;
+use crate::files::{Archive, FilesError, unpack};
 
 /// How many symbolic links are followed to a file that is to be brought out.
 const MOST_LINKS: usize = 8;
 
-/// A [`FileSet`] that is being written as a tar archive while somebody reads it.
-pub(super) struct Archive {
-    pub(super) stream: ArchiveStream,
-    written: tokio::task::JoinHandle<Result<(), FilesError>>,
-}
-
-/// The bytes of an [`Archive`].
-pub(super) struct ArchiveStream(mpsc::Receiver<io::Result<Bytes>>);
-
-impl Archive {
-    pub(super) fn start(files: FileSet, owner: Owner) -> Self {
-        let (sender, receiver) = mpsc::channel(8);
-        let written = tokio::task::spawn_blocking(move || {
-            let mut chunks = Chunks { sender: sender.clone(), buffer: Vec::with_capacity(CHUNK) };
-            let result = files.write_tar(owner, &mut chunks);
-            if let Err(error) = &result {
-                // Whoever reads must not take half an archive for a whole one.
-                let _ = sender.blocking_send(Err(io::Error::other(error.to_string())));
-            }
-            result
-        });
-        Self { stream: ArchiveStream(receiver), written }
-    }
-
-    /// Sends it into the container, to be unpacked at its root.
-    pub(super) async fn send(self, docker: &Docker, container: &str) -> Result<(), String> {
-        let options = UploadToContainerOptionsBuilder::default().path("/").build();
-        let body = bollard::body_try_stream(self.stream);
-        let sent = docker.upload_to_container(container, Some(options), body).await;
-        outcome(sent, self.written).await
-    }
-
-    /// The stream, and what is to be asked once it has been read.
-    pub(super) fn split(self) -> (ArchiveStream, tokio::task::JoinHandle<Result<(), FilesError>>) {
-        (self.stream, self.written)
-    }
+/// Sends an archive into a container, to be unpacked at its root.
+pub(super) async fn send(archive: Archive, docker: &Docker, container: &str) -> Result<(), String> {
+    let options = UploadToContainerOptionsBuilder::default().path("/").build();
+    let body = bollard::body_try_stream(archive.stream);
+    let sent = docker.upload_to_container(container, Some(options), body).await;
+    outcome(sent, archive.written).await
 }
 
 /// What went wrong first: a file here, or the daemon.
@@ -72,38 +34,6 @@ pub(super) async fn outcome(
         (Err(error), _) => Err(format!("writing the archive was interrupted: {error}")),
         (Ok(Ok(())), Err(error)) => Err(told(&error)),
         (Ok(Ok(())), Ok(())) => Ok(()),
-    }
-}
-
-impl Stream for ArchiveStream {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx)
-    }
-}
-
-struct Chunks {
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    buffer: Vec<u8>,
-}
-
-impl Write for Chunks {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= CHUNK {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let chunk = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK)));
-        let gone = |_| io::Error::other("the daemon takes no more of it");
-        self.sender.blocking_send(Ok(chunk)).map_err(gone)
     }
 }
 

@@ -1,0 +1,264 @@
+//! One host as the configuration names it, how `ssh` is called for it, and what its complaints mean.
+//!
+//! It is the system's `ssh` with the user's own configuration: keys, agents, jumps and aliases are as on the command
+//! line. What is set here keeps it from asking questions, from forwarding what a run has no use for, and from trusting
+//! hosts that nobody has checked.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::config::SshHostConfig;
+use crate::connector::tail_of;
+
+/// How long a connection may take, in seconds; authentication comes on top.
+const CONNECT_SECS: u32 = 10;
+
+/// How often `ssh` asks whether the host is still there, in seconds, and how often it does so in vain: a cut line is
+/// given up after 30 s.
+const ALIVE_SECS: u32 = 5;
+const ALIVE_COUNT: u32 = 6;
+
+/// How long the remaining options may take to be found out.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A host.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) config: SshHostConfig,
+    /// The program.
+    ssh: PathBuf,
+    options: Vec<String>,
+}
+
+impl Target {
+    /// `directory`: below which a relative `identity` is.
+    pub(super) fn new(config: &SshHostConfig, directory: &Path, ssh: &Path) -> Self {
+        let mut options: Vec<String> = Vec::new();
+        let mut option = |text: &str| options.extend(["-o".to_owned(), text.to_owned()]);
+        for fixed in [
+            "BatchMode=yes",
+            "ClearAllForwardings=yes",
+            "ForwardX11=no",
+            "PermitLocalCommand=no",
+            "RemoteCommand=none",
+            "RequestTTY=no",
+            "ControlPersist=no",
+        ] {
+            option(fixed);
+        }
+        option(&format!("ConnectTimeout={CONNECT_SECS}"));
+        option(&format!("ServerAliveInterval={ALIVE_SECS}"));
+        option(&format!("ServerAliveCountMax={ALIVE_COUNT}"));
+        if let Some(identity) = &config.identity {
+            option("IdentitiesOnly=yes");
+            let path = if identity.starts_with("~") { identity.clone() } else { directory.join(identity) };
+            options.extend(["-i".to_owned(), path.to_string_lossy().into_owned()]);
+        }
+        if let Some(user) = &config.user {
+            options.extend(["-l".to_owned(), user.clone()]);
+        }
+        if let Some(port) = config.port {
+            options.extend(["-p".to_owned(), port.to_string()]);
+        }
+        Self { config: config.clone(), ssh: ssh.to_owned(), options }
+    }
+
+    /// How messages call it.
+    pub(super) fn name(&self) -> String {
+        let user = self.config.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+        let port = self.config.port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{user}{}{port}", self.config.host)
+    }
+
+    /// How a user reaches it by hand.
+    fn by_hand(&self) -> String {
+        let user = self.config.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+        let port = self.config.port.map(|port| format!("-p {port} ")).unwrap_or_default();
+        format!("ssh {port}{user}{}", self.config.host)
+    }
+
+    /// `ssh` with everything but what to run.
+    pub(super) fn ssh(&self) -> Command {
+        let mut ssh = Command::new(&self.ssh);
+        ssh.args(&self.options).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Ctrl-C is for us to hear; what it means for others, they are told.
+        ssh.process_group(0);
+        ssh
+    }
+
+    /// `ssh` that goes through the connection of another one.
+    pub(super) fn through(&self, socket: &Path) -> Command {
+        let mut ssh = self.ssh();
+        ssh.arg("-S").arg(socket).args(["-o", "ControlMaster=no", "-o", "LogLevel=ERROR", "-T"]);
+        // Never on a connection of its own, when the other is gone.
+        ssh.args(["-o", "ProxyCommand=false"]);
+        ssh
+    }
+
+    /// Sees to it that host keys are checked although the user's configuration says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// A sentence when `ssh` cannot be started or does not understand its configuration.
+    pub(super) async fn check_configuration(&mut self) -> Result<(), String> {
+        let mut ssh = self.ssh();
+        ssh.arg("-G").arg("--").arg(&self.config.host).stdin(Stdio::null()).kill_on_drop(true);
+        let asked = tokio::time::timeout(PATIENCE, ssh.output()).await;
+        let output = asked
+            .map_err(|_| "`ssh -G` does not come to an end; see what its configuration runs".to_owned())?
+            .map_err(|error| not_started(&error))?;
+        if !output.status.success() {
+            return Err(format!("`ssh` refuses its configuration:{}", tail_of(&output.stderr, 3)));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let checking = text.lines().find_map(|line| line.strip_prefix("stricthostkeychecking "));
+        if matches!(checking, Some("no" | "off" | "false")) {
+            self.options.extend(["-o".to_owned(), "StrictHostKeyChecking=yes".to_owned()]);
+        }
+        Ok(())
+    }
+
+    /// What it means that no connection came about, after `ssh` said `stderr`.
+    pub(super) fn explain(&self, stderr: &[u8]) -> String {
+        let text = String::from_utf8_lossy(stderr);
+        let (name, by_hand, host) = (self.name(), self.by_hand(), &self.config.host);
+        let said = tail_of(stderr, 3);
+        let last = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+        if text.contains("REMOTE HOST IDENTIFICATION HAS CHANGED") {
+            return format!(
+                "the host key of {name} is not the one that is known here: the host was set up anew, or somebody is \
+                 in between; if the change is expected, forget the old key with `ssh-keygen -R {host}` and connect once \
+                 by hand (`{by_hand}`)"
+            );
+        }
+        if text.contains("Host key verification failed") {
+            return format!(
+                "the host key of {name} is not known here; connect once by hand (`{by_hand}`) and compare its \
+                 fingerprint"
+            );
+        }
+        if text.contains("Permission denied") || text.contains("Too many authentication failures") {
+            return format!(
+                "{name} refuses to let us in ({last}); it has to work without a question (`{by_hand}`): load the key \
+                 into the agent, name it (`identity` in [provider]), or add it to the host's authorized_keys"
+            );
+        }
+        let unreachable = [
+            "Could not resolve hostname",
+            "Connection refused",
+            "timed out",
+            "No route to host",
+            "Network is unreachable",
+            "Connection reset",
+            "Connection closed",
+            "banner exchange",
+        ];
+        if unreachable.iter().any(|sign| text.contains(sign)) {
+            return format!("{name} cannot be reached: {last}");
+        }
+        format!("`ssh` does not connect to {name}:{said}")
+    }
+}
+
+/// What it means that `ssh` did not start.
+pub(super) fn not_started(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            "there is no program `ssh` here; install the OpenSSH client (`apt-get install openssh-client`)".to_owned()
+        }
+        _ => format!("`ssh` cannot be started: {error}"),
+    }
+}
+
+/// The directory of the sockets on which `ssh` shares its connections: short, because the name of a socket is, and
+/// nobody else's.
+pub(super) fn socket_directory() -> Result<PathBuf, String> {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+    let uid = rustix::process::getuid().as_raw();
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
+    let directory = match runtime {
+        Some(dir) if dir.as_os_str().len() < 40 => dir.join("offload"),
+        _ => PathBuf::from(format!("/tmp/offload-ssh-{uid}")),
+    };
+    let failed =
+        |error: std::io::Error| format!("cannot make {} for the sockets of `ssh`: {error}", directory.display());
+    match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let metadata = directory.symlink_metadata().map_err(failed)?;
+    if !metadata.is_dir() || metadata.uid() != uid || metadata.permissions().mode() & 0o077 != 0 {
+        return Err(format!(
+            "{}, where the sockets of `ssh` go, belongs to somebody else or is open to others; remove it",
+            directory.display()
+        ));
+    }
+    remove_stale(&directory);
+    Ok(directory)
+}
+
+/// Removes sockets of an `ssh` that was killed before it could do so.
+fn remove_stale(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        // One that is new may be about to be listened to.
+        let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
+        if age.is_none_or(|age| age < PATIENCE) {
+            continue;
+        }
+        let refused = std::os::unix::net::UnixStream::connect(entry.path());
+        if refused.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        let config = SshHostConfig {
+            host: "build1".to_owned(),
+            user: Some("ci".to_owned()),
+            port: Some(2222),
+            identity: Some("keys/id".into()),
+            ..SshHostConfig::default()
+        };
+        Target::new(&config, Path::new("/project"), Path::new("ssh"))
+    }
+
+    #[test]
+    fn options_are_those_of_the_host() {
+        let target = target();
+        assert_eq!(target.name(), "ci@build1:2222");
+        let command = format!("{:?}", target.ssh().as_std());
+        for part in ["BatchMode=yes", r#""-i" "/project/keys/id""#, r#""-l" "ci""#, r#""-p" "2222""#] {
+            assert!(command.contains(part), "{command}");
+        }
+    }
+
+    #[test]
+    fn complaints_of_ssh_are_explained() {
+        let explained = |said: &str| target().explain(said.as_bytes());
+        let cases = [
+            (
+                "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.\n",
+                "ssh-keygen -R build1",
+            ),
+            (
+                "No ED25519 host key is known\nHost key verification failed.\n",
+                "is not known here; connect once by hand",
+            ),
+            ("ci@build1: Permission denied (publickey).\n", "refuses to let us in (ci@build1: Permission denied"),
+            ("ssh: connect to host build1 port 2222: Connection refused\n", "cannot be reached: ssh: connect to"),
+            ("ssh: Could not resolve hostname build1: x\n", "ci@build1:2222 cannot be reached: ssh: Could not"),
+            ("something new\n", "`ssh` does not connect to ci@build1:2222:\n  something new"),
+        ];
+        for (said, expected) in cases {
+            assert!(explained(said).contains(expected), "{}", explained(said));
+        }
+    }
+}
