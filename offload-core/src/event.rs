@@ -188,6 +188,14 @@ pub enum RunEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// A test that had its outcome is an error after all, unless it had failed anyway: what it left standing for others
+    /// (a fixture of a whole module) could not be torn down.
+    LateFailure {
+        /// The test.
+        test: Arc<TestInfo>,
+        /// What came of tearing down, under the number of the last attempt.
+        attempt: Attempt,
+    },
     /// Something the user should know.
     Warning {
         /// A whole sentence.

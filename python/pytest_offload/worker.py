@@ -1579,7 +1579,11 @@ class Worker:
         plugin.leave_if_forked()
         if call.excinfo is not None:
             report = last.ihook.pytest_runtest_makereport(item=last, call=call)
-            self.channel.post("late_report", key=key, reports=[plugin.serialize(report)])
+            failure: dict[str, Any] = {}
+            if report.failed:
+                failure.update(outcome="error", durations=[0.0, 0.0, call.duration], message=_message(report))
+                failure.update(text=_shorten(_text(report)), stdout=report.capstdout, stderr=report.capstderr)
+            self.channel.post("late_report", key=key, reports=[plugin.serialize(report)], **failure)
 
     # -- results
 
@@ -1605,7 +1609,9 @@ class Worker:
         outcome, decisive = _outcome(reports)
         fields: dict[str, Any] = {}
         if decisive is not None:
-            fields["text"] = _shorten(_text(decisive))
+            # A test that fails can fail again when it is torn down.
+            texts = [_text(report) for report in reports if report.failed] or [_text(decisive)]
+            fields["text"] = _shorten("\n\n".join(texts))
             fields["message"] = _message(decisive)
         last = reports[-1]
         fields["stdout"] = _shorten(last.capstdout)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from conftest import Runner, plugins
@@ -237,3 +238,17 @@ def test_what_fails_late_counts(run: Runner, args: tuple[str, ...]) -> None:
         seen.append((outcome.comparable(), elements()))
     assert seen[0] == seen[1]
     assert seen[1][0][0] == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_fails_late_is_in_the_report_of_offload(run: Runner, fails: bool) -> None:
+    run.workers = 1
+    run.write(test_a=LATE.replace("def test_2(wide): pass", f"def test_2(wide): assert not {fails}"), test_b=MANY)
+    outcome = run.offload("--offload-junit=ours.xml")
+    assert outcome.exit_code == 1
+    root = ElementTree.parse(run.path / "ours.xml").getroot()
+    broken = [case for case in root.iter("testcase") if len(case)]
+    assert [case.get("name") for case in broken] == ["test_2"]
+    (problem,) = broken[0]
+    assert (problem.tag, "ValueError: late" in str(problem.text)) == ("failure" if fails else "error", True)
+    assert (root.get("tests"), root.get("errors")) == ("12", "0" if fails else "1")

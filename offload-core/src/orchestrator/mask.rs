@@ -33,7 +33,9 @@ pub(super) fn mask(secrets: &Secrets, event: &mut RunEvent) {
             secrets.mask_in(reason);
             requeued.iter_mut().for_each(|test| secrets.mask_in(test));
         }
-        RunEvent::AttemptFailed { attempt, .. } => mask_attempt(secrets, attempt),
+        RunEvent::AttemptFailed { attempt, .. } | RunEvent::LateFailure { attempt, .. } => {
+            mask_attempt(secrets, attempt)
+        }
         RunEvent::TestFinished { attempts, reason, .. } => {
             attempts.iter_mut().for_each(|attempt| mask_attempt(secrets, attempt));
             reason.iter_mut().for_each(|reason| secrets.mask_in(reason));

@@ -24,6 +24,15 @@ impl FinishedTest {
         Self { test, outcome, flaky: false, attempts, reason: Some(reason.into()) }
     }
 
+    /// What it had left standing could not be torn down. One that failed before stays what it is.
+    pub(super) fn fail_late(&mut self, attempt: &Attempt) {
+        if !self.outcome.is_failure() {
+            self.outcome = attempt.result.outcome;
+            self.flaky = false;
+            self.attempts.push(attempt.clone());
+        }
+    }
+
     /// The event that announces it.
     pub(super) fn event(&mut self) -> RunEvent {
         RunEvent::TestFinished {
@@ -52,20 +61,29 @@ impl FinishedTest {
 
 /// Adds a test to the totals.
 pub(super) fn count(summary: &mut RunSummary, test: &FinishedTest) {
-    summary.total += 1;
-    match test.outcome {
-        TestOutcome::Passed => summary.passed += 1,
-        TestOutcome::Skipped => summary.skipped += 1,
-        TestOutcome::NotRun => summary.not_run += 1,
-        TestOutcome::Failed | TestOutcome::Error | TestOutcome::TimedOut | TestOutcome::Crashed => summary.failed += 1,
+    for total in totals(summary, test) {
+        *total += 1;
     }
-    match test.outcome {
-        TestOutcome::TimedOut => summary.timed_out += 1,
-        TestOutcome::Crashed => summary.crashed += 1,
-        TestOutcome::Error => summary.errors += 1,
-        _ => {}
+}
+
+/// Takes a test out of the totals.
+pub(super) fn uncount(summary: &mut RunSummary, test: &FinishedTest) {
+    for total in totals(summary, test) {
+        *total = total.saturating_sub(1);
     }
-    if test.flaky {
-        summary.flaky += 1;
-    }
+}
+
+/// The totals to which a test belongs.
+fn totals<'a>(summary: &'a mut RunSummary, test: &FinishedTest) -> impl Iterator<Item = &'a mut usize> {
+    let RunSummary { total, passed, failed, timed_out, crashed, errors, flaky, skipped, not_run, .. } = summary;
+    let (outcome, detail) = match test.outcome {
+        TestOutcome::Passed => (passed, None),
+        TestOutcome::Skipped => (skipped, None),
+        TestOutcome::NotRun => (not_run, None),
+        TestOutcome::Failed => (failed, None),
+        TestOutcome::Error => (failed, Some(errors)),
+        TestOutcome::TimedOut => (failed, Some(timed_out)),
+        TestOutcome::Crashed => (failed, Some(crashed)),
+    };
+    [total, outcome].into_iter().chain(detail).chain(test.flaky.then_some(flaky))
 }

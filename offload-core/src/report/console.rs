@@ -331,6 +331,11 @@ impl ConsoleReporter {
                     self.test_finished(finished);
                 }
             }
+            RunEvent::LateFailure { test, attempt } => {
+                let (test, attempts) = (test.clone(), vec![attempt.clone()]);
+                let outcome = attempt.result.outcome;
+                self.test_finished(FinishedTest { test, outcome, flaky: false, attempts, reason: None });
+            }
             RunEvent::SandboxLost { sandbox, reason, requeued } => {
                 let lost = LostSandbox { sandbox: sandbox.clone(), reason: reason.clone(), requeued: requeued.len() };
                 if verbosity >= 0 {

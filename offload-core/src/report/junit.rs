@@ -73,6 +73,22 @@ struct Case {
     failures: Vec<FailedAttempt>,
 }
 
+impl Case {
+    /// What the test had left standing could not be torn down. There can be one element of failure only.
+    fn fail_late(&mut self, failure: FailedAttempt) {
+        match self.failures.last_mut().filter(|_| self.outcome.is_failure()) {
+            Some(last) => {
+                last.details.push_str("\n\n");
+                last.details.push_str(&failure.details);
+            }
+            None => {
+                self.outcome = failure.outcome;
+                self.failures.push(failure);
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 struct FailedAttempt {
     outcome: TestOutcome,
@@ -103,6 +119,12 @@ impl MasterJunitReport {
                 self.duration = self.duration.max(event.at);
                 let case = self.case(test, *outcome, attempts, reason.as_deref());
                 self.cases.push(case);
+            }
+            RunEvent::LateFailure { test, attempt } => {
+                let failure = self.failed_attempt(attempt);
+                if let Some(case) = self.cases.iter_mut().rev().find(|case| case.test.number == test.number) {
+                    case.fail_late(failure);
+                }
             }
             RunEvent::RunFinished { summary } => self.duration = summary.duration,
             _ => {}

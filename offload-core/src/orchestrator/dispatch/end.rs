@@ -107,6 +107,7 @@ impl Dispatcher<'_> {
     fn on_late_report(&mut self, index: SandboxIndex, report: Report) {
         match report {
             Report::Native(key, event) => self.on_native(index, key, event),
+            Report::LateFailure(key, result) => self.on_late_failure(key, *result),
             Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             _ => {}
         }

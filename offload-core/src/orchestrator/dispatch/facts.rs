@@ -11,6 +11,7 @@ use crate::framework::{Discovered, Execution, FrameworkResult, TestOutcome, Test
 use crate::orchestrator::cancel::Urgency;
 use crate::orchestrator::runner::{Report, TestRunner};
 use crate::orchestrator::scheduler::{SandboxIndex, TestIndex, TestSpec, Verdict};
+use crate::orchestrator::settle::{count, uncount};
 use crate::provider::{ProviderError, ProviderResult};
 use crate::worker::{Harness, Message, TestKey, UnitKey};
 
@@ -187,6 +188,7 @@ impl Dispatcher<'_> {
             Report::Lost(reason) => self.lose(index, reason),
             Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             Report::Native(key, event) => self.on_native(index, key, event),
+            Report::LateFailure(key, result) => self.on_late_failure(key, *result),
             Report::Renamed(id) => {
                 if let Some(place) = self.places.get_mut(&index) {
                     place.id = id;
@@ -268,6 +270,23 @@ impl Dispatcher<'_> {
         if self.scheduler.finished(index, TestIndex(key), verdict, now) {
             self.tests[key as usize].attempts.push(attempt);
         }
+    }
+
+    /// A test that had its outcome is an error after all. Its sandbox may be gone by now.
+    pub(super) fn on_late_failure(&mut self, key: TestKey, mut result: TestResult) {
+        let now = self.now();
+        let Some(test) = self.tests.get(key as usize) else { return };
+        let finished = self.result.tests.iter_mut().rev().find(|finished| finished.test.number == test.info.number);
+        let Some(finished) = finished else { return };
+        let Some(last) = finished.attempts.last() else { return };
+        result.duration = result.duration.min(LONGEST_TEST);
+        let started_at = now.saturating_sub(result.duration);
+        let attempt = Attempt { number: last.number, sandbox: Arc::clone(&last.sandbox), started_at, result };
+        uncount(&mut self.result.summary, finished);
+        finished.fail_late(&attempt);
+        count(&mut self.result.summary, finished);
+        let test = Arc::clone(&test.info);
+        self.emit(RunEvent::LateFailure { test, attempt });
     }
 
     pub(super) fn on_cancel(&mut self, urgency: Urgency) {

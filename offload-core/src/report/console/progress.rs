@@ -94,6 +94,7 @@ impl RunProgress {
             RunEvent::AttemptFailed { test, .. } => {
                 self.running.remove(test.id.as_str());
             }
+            RunEvent::LateFailure { .. } => self.failed += 1,
             RunEvent::TestFinished { test, outcome, flaky, attempts, .. } => {
                 self.running.remove(test.id.as_str());
                 match outcome {

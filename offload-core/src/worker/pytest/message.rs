@@ -89,7 +89,8 @@ pub(crate) enum Incoming {
     /// The process of the test alone ended without a result. The captured output is that of the result.
     Crashed(TestKey, Exit, Box<TestResult>),
     TakenBack(Vec<TestKey>),
-    LateReport(TestKey, Arc<str>),
+    /// And what it makes of the test, if it is an error.
+    LateReport(TestKey, Arc<str>, Option<Box<TestResult>>),
     /// A message that is passed on as it is: its type and what it says, as JSON.
     Native(&'static str, Arc<str>),
     Log(String),
@@ -319,7 +320,11 @@ impl Line {
                 Incoming::Crashed(key, exit, Box::new(self.into_result()))
             }
             (Kind::LateReport, Some(key)) => match self.reports {
-                Some(reports) => Incoming::LateReport(key, shared(&reports)),
+                Some(ref reports) => {
+                    let reports = shared(reports);
+                    let failed = self.outcome.is_some();
+                    Incoming::LateReport(key, reports, failed.then(|| Box::new(self.into_result())))
+                }
                 None => Incoming::Nothing,
             },
             (Kind::TakenBack, _) => Incoming::TakenBack(self.keys),

@@ -53,6 +53,8 @@ pub(crate) enum Said {
     Message(Message),
     /// Something of pytest's own, about a test or none.
     Native(Option<TestKey>, NativeEvent),
+    /// What a finished test had left standing could not be torn down.
+    LateFailure(TestKey, Box<TestResult>),
     /// Another process, of this name, has taken the worker's place.
     Replaced(Arc<str>),
     /// The worker broke, and not because of a test.
@@ -398,8 +400,11 @@ impl Serving {
                 // The worker may have nothing left of what it was told, and no result of it will come to ask for more.
                 self.feed();
             }
-            Incoming::LateReport(key, reports) => {
+            Incoming::LateReport(key, reports, failure) => {
                 (self.say)(Said::Native(Some(key), self.native("late_report", reports)));
+                if let Some(result) = failure {
+                    (self.say)(Said::LateFailure(key, result));
+                }
             }
             Incoming::Native(kind, data) => (self.say)(Said::Native(None, self.native(kind, data))),
             Incoming::CollectReport { report, .. } => {
