@@ -9,12 +9,12 @@ use crate::docker_support::{docker, image};
 use crate::support::{Run, cargo_offload, offload, wait_until};
 
 /// A project whose images are removed at the end.
-struct Project(tempfile::TempDir);
+pub struct Project(tempfile::TempDir);
 
 impl Project {
     /// With these files and, as `offload.toml`, `config` after a `[provider]` for the image of the tests; `None` where
     /// there is no daemon.
-    fn new(config: &str, files: &[(&str, &str)]) -> Option<Self> {
+    pub fn new(config: &str, files: &[(&str, &str)]) -> Option<Self> {
         let image = image()?;
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
@@ -29,15 +29,15 @@ impl Project {
         Some(Self(dir))
     }
 
-    fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.0.path()
     }
 
-    fn run(&self, args: &[&str]) -> Run {
+    pub fn run(&self, args: &[&str]) -> Run {
         Run::new(offload(self.dir()), args)
     }
 
-    fn label(&self) -> String {
+    pub fn label(&self) -> String {
         format!("label=offload.project={}", self.dir().canonicalize().unwrap().display())
     }
 
@@ -50,7 +50,7 @@ impl Project {
         self.containers().lines().filter(begun).count()
     }
 
-    fn containers(&self) -> String {
+    pub fn containers(&self) -> String {
         docker(&["ps", "--all", "--quiet", "--filter", &self.label()])
     }
 }
@@ -64,7 +64,7 @@ impl Drop for Project {
 const PYTEST: &str = "[framework]\ntype = \"pytest\"\ncommand = \"python3 -m pytest\"\n[offload]\nmax_parallel = 2\n";
 
 /// Shell scripts as tests, each alone in its command.
-const SHELL_TESTS: &str = r#"
+pub const SHELL_TESTS: &str = r#"
 [framework]
 type = "default"
 discover_command = "ls t/*.sh"
@@ -276,10 +276,20 @@ fn main() {
 /// A daemon of a test's own, in a network of its own: another's would be disturbed.
 struct Daemon {
     dir: tempfile::TempDir,
+    options: Vec<String>,
     process: Option<std::process::Child>,
 }
 
 impl Daemon {
+    /// Starts one that has the image of the tests.
+    fn with_image(options: Vec<String>) -> Self {
+        let mut daemon = Self { dir: tempfile::tempdir().unwrap(), options, process: None };
+        daemon.start();
+        let loaded = daemon.docker(&format!("docker save {} | docker --host $OWN_DOCKER_HOST load", image().unwrap()));
+        assert!(loaded.status.success(), "{loaded:?}");
+        daemon
+    }
+
     fn host(&self) -> String {
         format!("unix://{}", self.dir.path().join("docker.sock").display())
     }
@@ -292,7 +302,16 @@ impl Daemon {
     fn start(&mut self) {
         let path = |name: &str| self.dir.path().join(name);
         let mut dockerd = std::process::Command::new("unshare");
-        dockerd.args(["--net", "dockerd", "--host", &self.host()]);
+        dockerd.args([
+            "--net",
+            "sh",
+            "-c",
+            "ip link set lo up; exec dockerd \"$@\"",
+            "dockerd",
+            "--host",
+            &self.host(),
+        ]);
+        dockerd.args(&self.options);
         for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             dockerd.arg(option).arg(path(name));
         }
@@ -327,10 +346,7 @@ fn a_daemon_that_is_restarted_costs_no_test() {
     let test = "if mkdir /seen/first 2>/dev/null; then touch /seen/begun; sleep 1000; fi\n";
     let mounts = format!("mounts = [\"{}:/seen\"]\n{SHELL_TESTS}", seen.path().display());
     let Some(project) = Project::new(&mounts, &[("t/a.sh", test), ("t/b.sh", "exit 0\n")]) else { return };
-    let mut daemon = Daemon { dir: tempfile::tempdir().unwrap(), process: None };
-    daemon.start();
-    let loaded = daemon.docker(&format!("docker save {} | docker --host $OWN_DOCKER_HOST load", image().unwrap()));
-    assert!(loaded.status.success(), "{loaded:?}");
+    let mut daemon = Daemon::with_image(Vec::new());
 
     let reports = tempfile::tempdir().unwrap();
     let mut command = offload(project.dir());
@@ -344,6 +360,84 @@ fn a_daemon_that_is_restarted_costs_no_test() {
     run.says("1 test starts again elsewhere").never_says("may be left behind");
     let left = daemon.docker("docker --host $OWN_DOCKER_HOST ps --all --quiet");
     assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
+}
+
+/// Certificates for a daemon at 127.0.0.1 and for those who use it, by two authorities that know nothing of each other.
+const CERTIFICATES: &str = r#"
+set -e
+for name in right wrong; do
+    mkdir $name
+    cd $name
+    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=$name -keyout authority.pem -out ca.pem
+    for side in server client; do
+        openssl req -newkey rsa:2048 -nodes -subj /CN=$side -keyout $side-key.pem -out $side.csr
+        printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=%sAuth\n' $side >$side.ext
+        openssl x509 -req -days 2 -in $side.csr -CA ca.pem -CAkey authority.pem -CAcreateserial -extfile $side.ext -out $side.pem
+    done
+    cp client.pem cert.pem
+    cp client-key.pem key.pem
+    cd ..
+done
+cp -r right mixed
+cp wrong/cert.pem wrong/key.pem mixed
+"#;
+
+#[test]
+fn a_daemon_behind_tls_is_used_by_those_who_prove_who_they_are() {
+    let config = format!("network = \"none\"\n{SHELL_TESTS}");
+    let Some(project) = Project::new(&config, &[("t/a.sh", "read first </proc/1/comm; test $first = sh\n")]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut openssl = std::process::Command::new("sh");
+    let made = openssl.args(["-c", CERTIFICATES]).current_dir(dir.path()).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mut options: Vec<String> = ["--host", "tcp://127.0.0.1:2376", "--tlsverify"].map(str::to_owned).to_vec();
+    for (option, name) in [("cacert", "ca.pem"), ("cert", "server.pem"), ("key", "server-key.pem")] {
+        options.extend([format!("--tls{option}"), path(&format!("right/{name}"))]);
+    }
+    let daemon = Daemon::with_image(options);
+    let net = format!("/proc/{}/ns/net", daemon.process.as_ref().unwrap().id());
+    let run = |args: &[&str], env: &[(&str, &str)]| {
+        let offload = offload(project.dir());
+        let mut command = std::process::Command::new("nsenter");
+        command.arg(format!("--net={net}")).arg(offload.get_program()).current_dir(project.dir());
+        for (name, _) in offload.get_envs() {
+            command.env_remove(name);
+        }
+        command.env_remove("DOCKER_HOST").env("DOCKER_CONFIG", dir.path().join("config")).envs(env.iter().copied());
+        Run::new(command, args)
+    };
+    let tls = |certificates: &str| {
+        let certificates = path(certificates);
+        let env =
+            [("DOCKER_HOST", "tcp://127.0.0.1:2376"), ("DOCKER_TLS_VERIFY", "1"), ("DOCKER_CERT_PATH", &certificates)];
+        run(&["run"], &env)
+    };
+    tls("right").exits(0).says("1 passed");
+    // As `docker context create` stores it.
+    let mut docker = std::process::Command::new("docker");
+    let endpoint = format!(
+        "host=tcp://127.0.0.1:2376,ca={},cert={},key={}",
+        path("right/ca.pem"),
+        path("right/cert.pem"),
+        path("right/key.pem")
+    );
+    docker
+        .args(["context", "create", "secured", "--docker", &endpoint])
+        .env("DOCKER_CONFIG", dir.path().join("config"));
+    let created = docker.env_remove("DOCKER_HOST").output().unwrap();
+    assert!(created.status.success(), "{created:?}");
+    run(&["run"], &[("DOCKER_CONTEXT", "secured")]).exits(0).says("1 passed");
+    assert_eq!(daemon.docker("docker --host $OWN_DOCKER_HOST ps --all --quiet").stdout, b"");
+
+    tls("wrong").exits(3).says("does not prove that it is the one").says("UnknownIssuer");
+    tls("mixed").exits(3).says("does not take the certificate").says("mixed/cert.pem");
+    tls("nowhere").exits(3).says("nowhere/ca.pem cannot be read").says("DOCKER_CERT_PATH is to name");
+    run(&["run"], &[("DOCKER_HOST", "tcp://127.0.0.1:2376")])
+        .exits(3)
+        .says("is to be reached with TLS; set DOCKER_TLS_VERIFY=1");
 }
 
 #[test]

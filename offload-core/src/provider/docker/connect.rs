@@ -6,8 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bollard::Docker;
 use bollard::errors::Error;
+use bollard::{API_DEFAULT_VERSION, Docker};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -39,18 +39,28 @@ impl Daemon {
         let settings = Settings {
             host: std::env::var("DOCKER_HOST").ok(),
             context: std::env::var("DOCKER_CONTEXT").ok(),
-            tls: std::env::var("DOCKER_TLS_VERIFY").is_ok_and(|value| !value.is_empty()),
+            verify: std::env::var("DOCKER_TLS_VERIFY").is_ok_and(|value| !value.is_empty()),
+            certificates: std::env::var_os("DOCKER_CERT_PATH").filter(|path| !path.is_empty()).map(PathBuf::from),
             config_dir: std::env::var_os("DOCKER_CONFIG")
                 .map(PathBuf::from)
                 .or_else(|| std::env::home_dir().map(|home| home.join(".docker")))
                 .unwrap_or_default(),
         };
-        Self::connect_to(settings.address()?).await
+        Self::connect_to(settings.target()?).await
     }
 
-    async fn connect_to(address: String) -> ProviderResult<Self> {
-        let docker = Docker::connect_with_host(&address).map_err(|error| cannot_use(&address, &error))?;
-        let docker = docker.negotiate_version().await.map_err(|error| cannot_use(&address, &error))?;
+    async fn connect_to(target: Target) -> ProviderResult<Self> {
+        let Target { address, certificates } = target;
+        let cannot = |error: Error| cannot_use(&address, certificates.as_deref(), &error);
+        let docker = match &certificates {
+            None => Docker::connect_with_host(&address),
+            Some(dir) => {
+                let [key, certificate, authority] = ["key.pem", "cert.pem", "ca.pem"].map(|name| dir.join(name));
+                let timeout = TIMEOUT.as_secs();
+                Docker::connect_with_ssl(&address, &key, &certificate, &authority, timeout, API_DEFAULT_VERSION)
+            }
+        };
+        let docker = docker.map_err(cannot)?.negotiate_version().await.map_err(cannot)?;
         Ok(Self { docker: docker.with_timeout(TIMEOUT), address })
     }
 
@@ -77,36 +87,60 @@ impl Daemon {
 struct Settings {
     host: Option<String>,
     context: Option<String>,
-    tls: bool,
+    /// Both sides are to prove who they are.
+    verify: bool,
+    /// Where the certificates for that are.
+    certificates: Option<PathBuf>,
     config_dir: PathBuf,
 }
 
+/// Where the daemon is, and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    address: String,
+    /// The directory with `ca.pem`, `cert.pem` and `key.pem` for TLS; `None`: without.
+    certificates: Option<PathBuf>,
+}
+
 impl Settings {
-    fn address(&self) -> ProviderResult<String> {
-        let address = match self.host.as_deref().filter(|host| !host.is_empty()) {
-            Some(host) => host.to_owned(),
+    fn target(&self) -> ProviderResult<Target> {
+        let own = self.certificates.clone().unwrap_or_else(|| self.config_dir.clone());
+        let (address, certificates) = match self.host.as_deref().filter(|host| !host.is_empty()) {
+            Some(host) => (host.to_owned(), self.verify.then_some(own.clone())),
             None => match self.context_name()? {
-                Some(name) => context_address(&self.config_dir, &name)?,
-                None => DEFAULT_ADDRESS.to_owned(),
+                Some(name) => context(&self.config_dir, &name)?,
+                None => (DEFAULT_ADDRESS.to_owned(), None),
             },
         };
-        let tunnel = "forward its socket instead, `ssh -NL /tmp/docker.sock:/var/run/docker.sock HOST`, and set \
-                      DOCKER_HOST=unix:///tmp/docker.sock";
-        let refused = |what: &str| {
-            Err(ProviderError::Unusable(format!(
-                "the Docker daemon is at {address}, and {what} is something that Offload cannot do yet; {tunnel}"
-            )))
+        let certificates = match address.split_once("://").map(|(scheme, _)| scheme) {
+            Some("unix") => None,
+            Some("tcp" | "http") => certificates,
+            Some("https") => Some(certificates.unwrap_or(own)),
+            Some("ssh") => {
+                return Err(ProviderError::Unusable(format!(
+                    "the Docker daemon is at {address}, and reaching it through ssh is something that Offload cannot do \
+                     yet; forward its socket instead, `ssh -NL /tmp/docker.sock:/var/run/docker.sock HOST`, and set \
+                     DOCKER_HOST=unix:///tmp/docker.sock"
+                )));
+            }
+            _ => {
+                return Err(ProviderError::Unusable(format!(
+                    "{address:?} is no address of a Docker daemon; DOCKER_HOST is to be unix://PATH or tcp://HOST:PORT"
+                )));
+            }
         };
-        match address.split_once("://").map(|(scheme, _)| scheme) {
-            Some("unix") => Ok(address),
-            Some("tcp" | "http") if self.tls => refused("TLS (DOCKER_TLS_VERIFY)"),
-            Some("tcp" | "http") => Ok(address),
-            Some("https") => refused("TLS"),
-            Some("ssh") => refused("reaching it through ssh"),
-            _ => Err(ProviderError::Unusable(format!(
-                "{address:?} is no address of a Docker daemon; DOCKER_HOST is to be unix://PATH or tcp://HOST:PORT"
-            ))),
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            if let Some(dir) = &certificates
+                && let Err(error) = std::fs::File::open(dir.join(name))
+            {
+                return Err(ProviderError::Unusable(format!(
+                    "the Docker daemon at {address} is to be reached with TLS, and {} cannot be read: {error}; \
+                     DOCKER_CERT_PATH is to name the directory with ca.pem, cert.pem and key.pem",
+                    dir.join(name).display()
+                )));
+            }
         }
+        Ok(Target { address, certificates })
     }
 
     /// The context in use; `None` for the default one.
@@ -135,29 +169,48 @@ impl Settings {
     }
 }
 
-/// The address in a context's file, whose directory is named by a hash of the context's name.
-fn context_address(config_dir: &Path, name: &str) -> ProviderResult<String> {
+/// The address in a context's file, whose directory is named by a hash of the context's name, and where its certificates
+/// are, if it has any.
+fn context(config_dir: &Path, name: &str) -> ProviderResult<(String, Option<PathBuf>)> {
     let mut hash = String::new();
     for byte in Sha256::digest(name) {
         let _ = write!(hash, "{byte:02x}");
     }
-    let path = config_dir.join("contexts/meta").join(hash).join("meta.json");
-    let host = std::fs::read(&path).ok().and_then(|text| {
-        let meta: serde_json::Value = serde_json::from_slice(&text).ok()?;
-        Some(meta.pointer("/Endpoints/docker/Host")?.as_str()?.to_owned())
-    });
-    host.ok_or_else(|| {
+    let path = config_dir.join("contexts/meta").join(&hash).join("meta.json");
+    let meta = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    let host = meta.as_ref().and_then(|meta| Some(meta.pointer("/Endpoints/docker/Host")?.as_str()?.to_owned()));
+    let host = host.ok_or_else(|| {
         ProviderError::Unusable(format!(
             "the Docker context {name:?} is in use, and {} does not say where its daemon is; choose another with \
              `docker context use`, or set DOCKER_HOST",
             path.display()
         ))
-    })
+    })?;
+    let certificates = config_dir.join("contexts/tls").join(hash).join("docker");
+    Ok((host, certificates.join("ca.pem").exists().then_some(certificates)))
 }
 
 /// What keeps the daemon at `address` from being used, and what to do.
-fn cannot_use(address: &str, error: &Error) -> ProviderError {
+fn cannot_use(address: &str, certificates: Option<&Path>, error: &Error) -> ProviderError {
+    let said = told(error);
+    let place = certificates.map(|dir| dir.display().to_string()).unwrap_or_default();
     let reason = match (error, io_kind(error)) {
+        (Error::DockerResponseServerError { .. }, _) if said.contains("HTTP request to an HTTPS server") => format!(
+            "the Docker daemon at {address} is to be reached with TLS; set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to \
+             the directory with ca.pem, cert.pem and key.pem"
+        ),
+        _ if certificates.is_some() && said.contains("InvalidContentType") => {
+            format!("the Docker daemon at {address} does not speak TLS ({said}); unset DOCKER_TLS_VERIFY")
+        }
+        _ if certificates.is_some() && said.contains("invalid peer certificate") => format!(
+            "the Docker daemon at {address} does not prove that it is the one ({said}); {place}/ca.pem is to be what its \
+             certificate was signed with, and the certificate is to name its host"
+        ),
+        // It closes the connection, with or without an alert that says why.
+        _ if certificates.is_some() && (said.contains("fatal alert") || said.contains("connection")) => format!(
+            "the Docker daemon at {address} does not take the certificate {place}/cert.pem ({said}); it is to be signed \
+             with what the daemon was given by --tlscacert"
+        ),
         (Error::SocketNotFoundError(_), _) | (_, Some(io::ErrorKind::NotFound)) => {
             format!(
                 "there is no Docker daemon at {address}; start it (`sudo systemctl start docker`), or set DOCKER_HOST"
@@ -179,7 +232,7 @@ fn cannot_use(address: &str, error: &Error) -> ProviderError {
         }
         _ => format!(
             "the Docker daemon at {address} cannot be used: {}; `docker version` should show whether it is well",
-            told(error)
+            said
         ),
     };
     ProviderError::Unusable(reason)
@@ -227,13 +280,14 @@ mod tests {
     use super::*;
 
     fn settings(config_dir: &Path) -> Settings {
-        Settings { host: None, context: None, tls: false, config_dir: config_dir.to_owned() }
+        Settings { host: None, context: None, verify: false, certificates: None, config_dir: config_dir.to_owned() }
     }
 
     #[test]
     fn the_daemon_is_where_the_docker_command_finds_it() {
         let dir = tempfile::tempdir().unwrap();
-        let address = |settings: Settings| settings.address().unwrap();
+        let target = |settings: Settings| settings.target().unwrap();
+        let address = |settings: Settings| target(settings).address;
         assert_eq!(address(settings(dir.path())), DEFAULT_ADDRESS);
 
         // As `docker context create rootless --docker host=…` writes it.
@@ -249,27 +303,52 @@ mod tests {
         assert_eq!(address(default), DEFAULT_ADDRESS);
         let host = Settings { host: Some("tcp://box:2375".to_owned()), ..settings(dir.path()) };
         assert_eq!(address(host), "tcp://box:2375");
+
+        // With certificates, a context is reached by TLS; so is a host if that is asked for.
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            let tls = dir.path().join("contexts/tls").join(meta.file_name().unwrap()).join("docker");
+            std::fs::create_dir_all(&tls).unwrap();
+            std::fs::write(tls.join(name), "").unwrap();
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::fs::write(meta.join("meta.json"), text.replace("unix:///run/user/7/docker.sock", "tcp://box:2376"))
+            .unwrap();
+        let found = target(settings(dir.path()));
+        assert!(found.address == "tcp://box:2376" && found.certificates.unwrap().ends_with("docker"));
+        let host = |host: &str| Settings { host: Some(host.to_owned()), ..settings(dir.path()) };
+        assert_eq!(target(host("tcp://box:2375")).certificates, None);
+        let own = Some(dir.path().to_owned());
+        assert_eq!(target(Settings { verify: true, ..host("tcp://box:2376") }).certificates, own);
+        assert_eq!(target(host("https://box:2376")).certificates, own);
+        assert_eq!(target(Settings { verify: true, ..host("unix:///run/docker.sock") }).certificates, None);
     }
 
     #[test]
     fn addresses_that_cannot_be_used_say_why_and_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        let refused = |settings: Settings| settings.address().unwrap_err().to_string();
+        let refused = |settings: Settings| settings.target().unwrap_err().to_string();
         let host = |host: &str| Settings { host: Some(host.to_owned()), ..settings(dir.path()) };
         let ssh = refused(host("ssh://box"));
         assert!(ssh.contains("ssh://box, and reaching it through ssh is") && ssh.contains("ssh -NL"), "{ssh}");
-        let tls = refused(Settings { tls: true, ..host("tcp://box:2376") });
-        assert!(tls.contains("TLS (DOCKER_TLS_VERIFY) is something that Offload cannot do yet"), "{tls}");
+        let tls = refused(Settings { verify: true, ..host("tcp://box:2376") });
+        assert!(
+            tls.contains("is to be reached with TLS, and ") && tls.contains("DOCKER_CERT_PATH is to name"),
+            "{tls}"
+        );
         assert!(refused(host("box")).starts_with("\"box\" is no address of a Docker daemon"));
         let context = refused(Settings { context: Some("gone".to_owned()), ..settings(dir.path()) });
         assert!(context.starts_with("the Docker context \"gone\" is in use"), "{context}");
+    }
+
+    fn without_tls(address: String) -> Target {
+        Target { address, certificates: None }
     }
 
     #[tokio::test]
     async fn a_daemon_that_is_not_there_or_not_listening_is_told_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let absent = format!("unix://{}", dir.path().join("absent.sock").display());
-        let error = Daemon::connect_to(absent.clone()).await.unwrap_err();
+        let error = Daemon::connect_to(without_tls(absent.clone())).await.unwrap_err();
         assert!(matches!(error, ProviderError::Unusable(_)));
         assert_eq!(
             error.to_string(),
@@ -279,7 +358,8 @@ mod tests {
         );
         let socket = dir.path().join("dead.sock");
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-        let error = Daemon::connect_to(format!("unix://{}", socket.display())).await.unwrap_err().to_string();
+        let error =
+            Daemon::connect_to(without_tls(format!("unix://{}", socket.display()))).await.unwrap_err().to_string();
         assert!(error.contains("dead.sock does not answer: connection refused; start it"), "{error}");
     }
 }
