@@ -17,6 +17,7 @@ mod artifacts;
 mod bad_input;
 mod basics;
 mod docker;
+mod docker_faults;
 mod equality;
 mod faults;
 mod help;

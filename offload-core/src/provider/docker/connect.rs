@@ -194,7 +194,23 @@ fn context(config_dir: &Path, name: &str) -> ProviderResult<(String, Option<Path
 fn cannot_use(address: &str, certificates: Option<&Path>, error: &Error) -> ProviderError {
     let said = told(error);
     let place = certificates.map(|dir| dir.display().to_string()).unwrap_or_default();
-    let reason = match (error, io_kind(error)) {
+    let kind = match error {
+        // Only whether it is there was looked at, which may have been refused, too.
+        Error::SocketNotFoundError(_) => address
+            .strip_prefix("unix://")
+            .and_then(|path| std::fs::symlink_metadata(path).err())
+            .map(|error| error.kind()),
+        _ => io_kind(error),
+    };
+    let reason = match (error, kind) {
+        (_, Some(io::ErrorKind::PermissionDenied)) => format!(
+            "you are not permitted to use the Docker daemon at {address}; join its group (`sudo usermod -aG docker \
+             $USER`, then log in again), or run Docker rootless"
+        ),
+        (Error::DockerResponseServerError { .. }, _) if said.contains("client version") => format!(
+            "the Docker daemon at {address} is of a version with which this Offload cannot talk ({said}); update the older \
+             of the two"
+        ),
         (Error::DockerResponseServerError { .. }, _) if said.contains("HTTP request to an HTTPS server") => format!(
             "the Docker daemon at {address} is to be reached with TLS; set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to \
              the directory with ca.pem, cert.pem and key.pem"
@@ -216,10 +232,6 @@ fn cannot_use(address: &str, certificates: Option<&Path>, error: &Error) -> Prov
                 "there is no Docker daemon at {address}; start it (`sudo systemctl start docker`), or set DOCKER_HOST"
             )
         }
-        (_, Some(io::ErrorKind::PermissionDenied)) => format!(
-            "you are not permitted to use the Docker daemon at {address}; join its group (`sudo usermod -aG docker \
-             $USER`, then log in again), or run Docker rootless"
-        ),
         (_, Some(io::ErrorKind::ConnectionRefused)) => format!(
             "the Docker daemon at {address} does not answer: connection refused; start it (`sudo systemctl start \
              docker`), or set DOCKER_HOST"
@@ -361,5 +373,37 @@ mod tests {
         let error =
             Daemon::connect_to(without_tls(format!("unix://{}", socket.display()))).await.unwrap_err().to_string();
         assert!(error.contains("dead.sock does not answer: connection refused; start it"), "{error}");
+    }
+    #[tokio::test]
+    async fn a_daemon_of_another_age_is_told_from_one_that_is_ill() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        // What Docker answers to those who ask for a version that it has not, or has no more.
+        for (status, message, expected) in [
+            (
+                "400 Bad Request",
+                "client version 1.24 is too old. Minimum supported API version is 1.99",
+                "update the older",
+            ),
+            ("500 Internal Server Error", "disk quota exceeded", "refuses to serve (500): disk quota exceeded"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("docker.sock");
+            let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+            let serve = tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    let body = format!("{{\"message\": \"{message}\"}}");
+                    let head = format!(
+                        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                        body.len()
+                    );
+                    let _ = stream.write_all((head + &body).as_bytes()).await;
+                }
+            });
+            let error = Daemon::connect_to(without_tls(format!("unix://{}", socket.display()))).await.unwrap_err();
+            serve.abort();
+            assert!(matches!(error, ProviderError::Unusable(_)));
+            assert!(error.to_string().contains(expected) && error.to_string().contains(message), "{error}");
+        }
     }
 }

@@ -218,6 +218,10 @@ impl Inner {
         self.id.get(..12).unwrap_or(&self.id)
     }
 
+    pub(super) fn has_memory_limit(&self) -> bool {
+        self.memory.is_some()
+    }
+
     pub(super) fn fate(&self) -> Fate {
         self.fates.borrow().get(&self.id).cloned().unwrap_or_default()
     }

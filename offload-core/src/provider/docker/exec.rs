@@ -172,6 +172,10 @@ impl Exec {
     async fn end(&self) -> ProviderResult<ExecEvent> {
         let code = self.inner.exit_code(&self.id).await;
         if !matches!(code, None | Some(137)) {
+            // A shell may have outlived what memory ran out for.
+            if code != Some(0) && self.inner.has_memory_limit() {
+                self.tell_of_memory().await;
+            }
             return Ok(ExecEvent::Exit(code));
         }
         // Killed: alone, or with the whole container?
@@ -183,6 +187,12 @@ impl Exec {
                 format!("the Docker daemon does not say how a command in the container {} ended", self.inner.short());
             return Err(ProviderError::Exec(text));
         };
+        self.tell_of_memory().await;
+        Ok(ExecEvent::Exit(Some(code)))
+    }
+
+    /// Says that memory ran out, if it did.
+    async fn tell_of_memory(&self) {
         let known = self.out_of_memory;
         let (mut fates, id) = (self.inner.fates.clone(), self.inner.id.clone());
         let more = async {
@@ -193,7 +203,6 @@ impl Exec {
                          process of it\n";
             let _ = self.events.send(Ok(ExecEvent::Stderr(text.to_vec()))).await;
         }
-        Ok(ExecEvent::Exit(Some(code)))
     }
 }
 

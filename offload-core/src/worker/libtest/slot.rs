@@ -183,7 +183,11 @@ pub(super) fn start_error(unit: &Unit, error: &io::Error) -> String {
         );
     }
     let hint = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-        Some(rustix::io::Errno::NOENT) => "it, or the interpreter it names, does not exist; build it again",
+        Some(rustix::io::Errno::NOENT) if unit.program.exists() => {
+            "it is there, and the loader that it names is not: it was built for another C library than there is here; \
+             take a system, such as an image, like the one that built it, or build with --target"
+        }
+        Some(rustix::io::Errno::NOENT) => "it does not exist; build it again",
         Some(rustix::io::Errno::NOEXEC) => {
             "this machine cannot execute it; was it built for another target, and is a runner configured for that?"
         }
@@ -222,10 +226,7 @@ mod tests {
     #[test]
     fn errors_of_starting_say_what_to_do() {
         let cases = [
-            (
-                2,
-                "/x/t: No such file or directory (os error 2); it, or the interpreter it names, does not exist; build it again",
-            ),
+            (2, "/x/t: No such file or directory (os error 2); it does not exist; build it again"),
             (8, "is a runner configured for that?"),
             (13, "check that the file is executable"),
             (24, "ulimit -n"),
@@ -235,6 +236,8 @@ mod tests {
             let text = start_error(&unit("/x/t", "/"), &io::Error::from_raw_os_error(code));
             assert!(text.contains(expected), "{text}");
         }
+        let text = start_error(&unit("/bin/sh", "/"), &io::Error::from_raw_os_error(2));
+        assert!(text.contains("it was built for another C library than there is here"), "{text}");
         let text = start_error(&unit("/x/t", "/no/such/dir"), &io::Error::from_raw_os_error(2));
         assert_eq!(
             text,
