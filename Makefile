@@ -67,7 +67,7 @@ bench: $(VENV)/ready
 	$(CARGO) build --release --package cargo-offload
 	rm -rf target/wheels/bench
 	$(VENV)/bin/maturin build --quiet --locked --release --interpreter $(VENV)/bin/python --out target/wheels/bench
-	$(VENV)/bin/python bench/bench.py $(BENCH)
+	tests/with_docker.sh $(VENV)/bin/python bench/bench.py $(BENCH)
 
 clean:
 	$(CARGO) clean
