@@ -150,7 +150,7 @@ fn collect_lists_and_validate_explains() {
 #[test]
 fn init_writes_a_file_that_validates_and_never_overwrites() {
     for framework in ["cargo", "pytest", "default"] {
-        for provider in ["local", "docker", "default"] {
+        for provider in ["local", "docker", "ssh", "default"] {
             let dir = project(&[]);
             run(dir.path(), &["init", "-f", framework, "-p", provider]).exits(0).says("offload.toml");
             run(dir.path(), &["validate"]).exits(0);

@@ -19,7 +19,7 @@ pub fn init(provider: &str, framework: Option<&str>) -> Outcome {
     let text = format!(
         "# Offload's configuration; docs/CONFIGURATION.md lists all keys.\n\
          # `{program} validate` shows every value and where it comes from.\n\n{}\n{}\n{}\n{}{}",
-        run_section(),
+        run_section(provider),
         provider_section(provider)?,
         framework_section(framework)?,
         if cargo { target_sections() } else { String::new() },
@@ -42,8 +42,14 @@ pub fn init(provider: &str, framework: Option<&str>) -> Outcome {
     Ok(0)
 }
 
-fn run_section() -> String {
+fn run_section(provider: &str) -> String {
     let cpus = std::thread::available_parallelism().map_or(4, usize::from);
+    if provider == "ssh" {
+        return "[offload]\n\
+                max_parallel = 100        # the most tests (sandboxes) at once; the slots of the hosts are a limit, too\n\
+                # test_timeout_secs = 900 # the time limit of one test\n"
+            .to_owned();
+    }
     format!(
         "[offload]\n\
          max_parallel = {cpus:<10} # the most tests (sandboxes) at once; here: this machine's CPUs\n\

@@ -125,14 +125,14 @@ async fn a_directory_that_cannot_be_written_to_is_told() {
 }
 
 /// A small disk, where the tests may mount one.
-struct Disk(PathBuf);
+struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn new(place: PathBuf) -> Option<Self> {
-        std::fs::create_dir(&place).unwrap();
+    fn new() -> Option<Self> {
+        let place = tempfile::tempdir().unwrap();
         let mut mount = std::process::Command::new("mount");
-        let mounted = mount.args(["-n", "-t", "tmpfs", "-o", "size=1m", "offload-test"]).arg(&place).output().unwrap();
-        if !mounted.status.success() {
+        let mounted = mount.args(["-n", "-t", "tmpfs", "-o", "size=1m", "offload-test"]).arg(place.path()).output();
+        if !mounted.unwrap().status.success() {
             eprintln!("skipped: a small disk cannot be mounted here");
             return None;
         }
@@ -142,15 +142,15 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").args(["-n", "-l"]).arg(&self.0).output();
+        let _ = std::process::Command::new("umount").args(["-n", "-l"]).arg(self.0.path()).output();
     }
 }
 
 #[tokio::test]
 async fn a_full_disk_is_told_and_other_hosts_serve() {
     let Some(project) = Project::new() else { return };
-    let Some(disk) = Disk::new(project.sshd.path("disk")) else { return };
-    let small = SshHostConfig { workdir: Some(disk.0.to_str().unwrap().to_owned()), ..host(&project.sshd) };
+    let Some(disk) = Disk::new() else { return };
+    let small = SshHostConfig { workdir: Some(disk.0.path().to_str().unwrap().to_owned()), ..host(&project.sshd) };
     let project = project.with(|_, ssh| ssh.hosts = vec![small.clone()]);
     project.write("big", &"x".repeat(2 << 20));
     let provider = project.provider();
