@@ -1,7 +1,7 @@
 """Measures Offload side by side with the tools that people use instead, and prints tables of ratios.
 
 Suites are generated below target/bench; what is measured against, all of it published, is installed there when it is
-not on the path. How is in `contest`; what is in `cargo_suites`, `pytest_suites` and `docker_suites`.
+not on the path. How is in `contest`; what is in `cargo_suites`, `pytest_suites`, `docker_suites` and `ssh_suites`.
 
     python3 bench/bench.py [--runs N] [--only NAME …]
 """
@@ -14,6 +14,7 @@ import sys
 import cargo_suites
 import docker_suites
 import pytest_suites
+import ssh_suites
 from contest import SLOTS, WORK, processor, tool_version
 
 COMPARISONS = {
@@ -30,6 +31,8 @@ COMPARISONS = {
     "pytest-workers": pytest_suites.compare_first_test,
     "pytest-memory": pytest_suites.compare_memory,
     "docker-start": docker_suites.compare_start,
+    "ssh": ssh_suites.compare_ssh,
+    "ssh-latency": ssh_suites.compare_latency,
 }
 
 
