@@ -330,11 +330,11 @@ pub struct CargoFrameworkConfig {
 /// The framework `pytest`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PytestFrameworkConfig {
-    /// `isolation`: `worker` or `test`. This and the next three are for `pytest --offload`.
+    /// `isolation`: `worker` or `test`. This and the next three are for pytest's own worker.
     pub isolation: String,
     /// `dist`: `load`, `loadscope`, `loadfile` or `loadgroup`.
     pub dist: String,
-    /// `collect`: `auto`, `serial` or `parallel`.
+    /// `collect`: `auto`, `serial`, `parallel`, `sandbox` or `local`.
     pub collect: String,
     /// `start_method`: `auto`, `fork` or `spawn`.
     pub start_method: String,

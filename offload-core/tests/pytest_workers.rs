@@ -88,6 +88,7 @@ impl Project {
         PytestOptions {
             dist: Dist::Load,
             python: python(),
+            python_args: Vec::new(),
             script: WORKER.into(),
             cwd: self.dir.path().to_owned(),
             environment: None,
@@ -97,6 +98,7 @@ impl Project {
             continue_on_collection_errors: self.despite_errors,
             init: Some(init.to_string()),
             adopted: None,
+            alone: false,
             elsewhere: None,
         }
     }

@@ -196,6 +196,11 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
             f"the provider {provider} is not supported by pytest --offload; use one of {', '.join(PROVIDERS)} "
             "(--offload-provider, or provider.type in the configuration)"
         )
+    if provider != "local" and found["collect"] == "local":
+        raise pytest.UsageError(
+            'pytest --offload collects where the tests run: take framework.collect = "local" out of the configuration, '
+            "or use `offload run`"
+        )
     workers = available_cpus() if found["parallel"] is None else found["parallel"]
     if any(getattr(options, name, False) for name in ("stepwise", "stepwise_skip", "stepwise_reset")):
         # Stepwise means: in order, up to the first failure.
@@ -214,7 +219,7 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
         max_fail=found["max_fail"],
         dist=found["dist"],
         isolation=found["isolation"],
-        collect=found["collect"],
+        collect="auto" if found["collect"] in ("sandbox", "local") else found["collect"],
         start_method=found["start_method"],
         junit=options.offload_junit or found["junit"],
         history=history,

@@ -582,13 +582,13 @@ class XmlRecorder:
 @pytest.fixture(scope="session")
 def worker_id(request: pytest.FixtureRequest) -> str:
     """The id of the current worker ('gw0', 'gw1', ...)."""
-    return str(request.config.workerinput["workerid"])  # type: ignore[attr-defined]
+    return os.environ["PYTEST_XDIST_WORKER"]
 
 
 @pytest.fixture(scope="session")
 def testrun_uid(request: pytest.FixtureRequest) -> str:
     """An id that is shared by all workers of a run and differs between runs."""
-    return str(request.config.workerinput["testrunuid"])  # type: ignore[attr-defined]
+    return os.environ["PYTEST_XDIST_TESTRUNUID"]
 
 
 def register_group_marker(config: pytest.Config) -> None:
@@ -620,6 +620,7 @@ class WorkerPlugin:
         self.watch = watch
         self.worker_id: str | None = init.get("worker_id")
         self.session: Any = None
+        self.workerinput: WorkerInput = WorkerInput()
         self.collection: Any = None
         self.reports: list[Any] = []
         self.xml: XmlRecorder | None = None
@@ -694,8 +695,11 @@ class WorkerPlugin:
             workerinput.fetch = self.receive_nodes
         else:
             workerinput.update(_untagged(self.init.get("workerinput", {})))
-        config.workerinput = workerinput  # type: ignore[attr-defined]
-        config.workeroutput = {}  # type: ignore[attr-defined]
+        self.workerinput = workerinput
+        if not self.init.get("alone"):
+            # By this plugins know that there is a controller, from which some need more than is here.
+            config.workerinput = workerinput  # type: ignore[attr-defined]
+            config.workeroutput = {}  # type: ignore[attr-defined]
         option = config.option
         for name, value in (("dist", "no"), ("numprocesses", None), ("tx", []), ("distload", False)):
             if hasattr(option, name):
@@ -779,7 +783,8 @@ class WorkerPlugin:
                 data = self.serialize(report)
                 data["$unit"] = unit
                 data["$last"] = unit >= last and not self.session.shouldfail
-                self.channel.post("collect_report", report=data)
+                text = _shorten(str(report.longreprtext)) if report.failed and self.init.get("standalone") else ""
+                self.channel.post("collect_report", report=data, text=text)
         self._collect_reports.clear()
 
     def collect(self, indices: Iterable[int]) -> None:
@@ -1056,7 +1061,7 @@ class Template:
     def _why_not_fork(self) -> str | None:
         wanted = self.plugin.init["start_method"]
         self.plugin.watch.stop()
-        self.plugin.session.config.workerinput.watch = None
+        self.plugin.workerinput.watch = None
         if wanted == "spawn":
             return "--offload-start-method=spawn"
         if wanted == "fork":
@@ -1118,7 +1123,7 @@ class Template:
                     if pidfd >= 0:
                         os.close(pidfd)
                 self.channel.close()
-                workerinput = self.plugin.session.config.workerinput
+                workerinput = self.plugin.workerinput
                 workerinput.fetch = None
                 workerinput.update(_untagged(self._input(worker_id)))
                 become_worker(self.plugin, worker_id, forked=True)
@@ -1242,7 +1247,7 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     plugin.pid = _getpid()
     plugin.silent = plugin.init["collect"] == "serial"
     os.environ["PYTEST_XDIST_WORKER"] = worker_id
-    config.workerinput["workerid"] = worker_id
+    plugin.workerinput["workerid"] = worker_id
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
         # Or all workers would share one temporary file.
@@ -1296,7 +1301,7 @@ def renew_plugins(config: Any) -> None:
         coverage.pid = os.getpid()
     # Where xdist is installed, pytest-rerunfailures counts in the controller, over a connection.
     database: Any = getattr(config, "failures_db", None)
-    if hasattr(database, "sock"):
+    if hasattr(database, "sock") and hasattr(config, "workerinput"):
         database.sock.close()
         given = config.workerinput
         arguments = [given[name] for name in ("sock_port", "statusdb_token") if name in given]
@@ -1504,7 +1509,8 @@ class Worker:
             self._report_interrupt(item, nextitem)
         except BaseException:
             plugin.leave_if_forked()
-            if plugin.reports:
+            # Where there is a pytest that ends with this, it shows what there is; elsewhere the test is to blame.
+            if plugin.reports and not plugin.init.get("alone"):
                 self._send_result(key)
             raise
         plugin.leave_if_forked()
@@ -1827,10 +1833,6 @@ def settle_elsewhere(init: Message, directory: str) -> None:
 
         init["args"] = [moved(arg) for arg in init["args"]]
         init["rootdir_cwd"] = here
-    # Nothing is to be left behind, and nobody else to be met.
-    init["basetemp"] = os.path.join(directory, "tmp")
-    if init.get("cwd_on_path"):
-        sys.path.insert(0, here)
     if init.get("cache") is not None:
         cache = os.path.join(directory, "cache")
         init["args"] = ["-o", f"cache_dir={cache}", *init["args"]]
@@ -1870,6 +1872,11 @@ def main(argv: list[str], forked: bool) -> int:
         sys.path[:] = init["sys_path"]
     if init.get("elsewhere"):
         settle_elsewhere(init, os.path.dirname(socket_path))
+    if init.get("standalone"):
+        # Nothing is to be left behind, and nobody else to be met.
+        init["basetemp"] = os.path.join(os.path.dirname(socket_path), "tmp")
+        if init.get("cwd_on_path"):
+            sys.path.insert(0, init["rootdir_cwd"])
     os.chdir(init["rootdir_cwd"])
     sys.argv[:] = init.get("mainargv") or ["pytest"]
     os.environ["PYTEST_XDIST_WORKER"] = init.get("worker_id") or "gw0"

@@ -89,6 +89,7 @@ impl Options {
         };
         let pytest = PytestOptions {
             python: required(options, "python")?,
+            python_args: Vec::new(),
             script: required(options, "worker_py")?,
             cwd,
             // Now, while this thread has the interpreter: later Python may change it at any time.
@@ -102,6 +103,7 @@ impl Options {
             continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
             adopted: optional(options, "template_pid")?,
             init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },
+            alone: false,
             elsewhere,
         };
         let flush = Duration::from_millis(optional(options, "flush_ms")?.unwrap_or(20));

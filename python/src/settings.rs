@@ -57,7 +57,7 @@ pub fn settings<'py>(
 }
 
 fn resolve_for_pytest(source: Option<&ConfigSource>, typed: &[Override]) -> Result<Resolved, ConfigError> {
-    let mut defaults = Defaults::for_source(source).inside_pytest();
+    let mut defaults = Defaults::for_source(source);
     if source.is_none() {
         defaults = defaults.set("framework.type", "pytest");
     }

@@ -25,6 +25,7 @@ mod interrupts;
 mod offload_run;
 mod output;
 mod overlap;
+mod pytest_workers;
 mod remote;
 mod secrets;
 mod ssh;

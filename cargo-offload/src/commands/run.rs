@@ -10,7 +10,7 @@ use offload_core::config::{CargoFrameworkConfig, Config, FrameworkConfig, Provid
 use offload_core::framework::TestFramework;
 use offload_core::framework::cargo::{CargoFramework, CargoOptions, RunIgnored};
 use offload_core::framework::default::DefaultFramework;
-use offload_core::framework::pytest::PytestFramework;
+use offload_core::framework::pytest::{PytestFramework, PytestWorkers};
 use offload_core::framework::vitest::VitestFramework;
 use offload_core::orchestrator::Orchestrator;
 use offload_core::provider::default::DefaultProvider;
@@ -61,10 +61,13 @@ pub fn offload(common: &CommonArgs, args: &OffloadRunArgs) -> Outcome {
         return super::list::offload(common, crate::cli::offload::ListFormat::Text);
     }
     let settings = Settings::offload(common, Overrides::default().execution(&args.execution).report(&args.report))?;
-    let framework = framework(&settings, BuildLook::new(common, &args.report))?;
+    let env = variables(&args.env)?;
+    let framework: Arc<dyn TestFramework> = match PytestWorkers::alone(&settings.config, &env) {
+        Some(workers) => Arc::new(workers),
+        None => framework(&settings, BuildLook::new(common, &args.report))?,
+    };
     let copy_dirs = args.copy_dirs.iter().map(|pair| copy_dir(pair)).collect::<anyhow::Result<Vec<_>>>()?;
     let provider = provider(&settings.config, &args.image)?;
-    let env = variables(&args.env)?;
     let run = Run { common, execution: &args.execution, report: &args.report, trace: args.trace, env, filtered: false };
     run.execute(settings, provider, framework, copy_dirs)
 }
@@ -123,7 +126,7 @@ fn cargo_options(
     options
 }
 
-/// The framework that the configuration names.
+/// The framework that the configuration names, with what it needs to list tests and to run them by commands.
 pub fn framework(settings: &Settings, look: BuildLook) -> anyhow::Result<Arc<dyn TestFramework>> {
     let config = &settings.config;
     let root = config.offload.working_dir.clone().unwrap_or_default();

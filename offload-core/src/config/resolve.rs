@@ -27,7 +27,6 @@ pub struct Override {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Defaults {
     pub(super) values: Vec<(&'static str, toml::Value)>,
-    inside_pytest: bool,
 }
 
 impl Defaults {
@@ -52,14 +51,6 @@ impl Defaults {
     #[must_use]
     pub fn set(mut self, key: &'static str, value: impl Into<toml::Value>) -> Self {
         self.values.push((key, value.into()));
-        self
-    }
-
-    /// The same for a run that pytest itself drives, by its plugin: keys that only such a run honours are not said to
-    /// have no effect.
-    #[must_use]
-    pub fn inside_pytest(mut self) -> Self {
-        self.inside_pytest = true;
         self
     }
 }
@@ -157,7 +148,7 @@ pub fn resolve(
     layers.add_env(&env);
     layers.add_overrides(overrides);
 
-    let resolver = Resolver { path: &path, text: &text, layers, inside_pytest: defaults.inside_pytest };
+    let resolver = Resolver { path: &path, text: &text, layers };
     let (config, origins) =
         resolver.run().map_err(|problems| diagnostic::error(problems, &path, &conceal(&text, &marked)))?;
     Ok(Resolved { config, origins, base_dir: source.map_or_else(|| PathBuf::from("."), ConfigSource::base_dir) })
@@ -216,7 +207,6 @@ struct Resolver<'a> {
     path: &'a str,
     text: &'a str,
     layers: Layers,
-    inside_pytest: bool,
 }
 
 impl Resolver<'_> {
@@ -379,7 +369,7 @@ impl Resolver<'_> {
 
     fn show(&self, section: &str, key: &Key, picked: &Picked, origins: &mut Vec<Setting>) {
         // What does nothing is only worth showing to those who set it.
-        if matches!(key.status, Status::NotYet(_) | Status::InsidePytest) && picked.rank == Rank::Default {
+        if matches!(key.status, Status::NotYet(_)) && picked.rank == Rank::Default {
             return;
         }
         let full = format!("{section}.{}", key.leaf());
@@ -451,12 +441,6 @@ impl Resolver<'_> {
             };
             match key.status {
                 Status::Honoured => {}
-                Status::InsidePytest => {
-                    if !self.inside_pytest {
-                        let text = format!("`{}` has no effect here: it is for `pytest --offload`", key.name);
-                        say(self.origin(&set.place), text);
-                    }
-                }
                 Status::NotYet(why) => {
                     say(self.origin(&set.place), format!("`{}` has no effect yet: {why}", key.name));
                 }

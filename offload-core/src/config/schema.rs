@@ -81,8 +81,6 @@ pub enum Status {
     Honoured,
     /// It is accepted, and setting it is answered with a notice: this text, after "has no effect yet: ".
     NotYet(&'static str),
-    /// It is honoured by `pytest --offload`, and setting it is answered with a notice elsewhere.
-    InsidePytest,
     /// It is honoured with some providers; with others setting it is answered with a notice.
     WithProviders {
         /// The providers with which it is honoured.
@@ -121,11 +119,6 @@ impl Key {
 
     const fn not_yet(mut self, why: &'static str) -> Self {
         self.status = Status::NotYet(why);
-        self
-    }
-
-    const fn inside_pytest(mut self) -> Self {
-        self.status = Status::InsidePytest;
         self
     }
 

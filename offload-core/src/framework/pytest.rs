@@ -6,11 +6,14 @@
 //!
 //! - `command` writes the shell script that runs pytest with the plugin,
 //! - `results` reads what the plugin wrote,
+//! - `launch` finds the Python behind a command that starts pytest,
 //! - here is what is found and remembered in between.
 //!
-//! On this machine there is a quicker way, and one that keeps all that pytest and its plugins can do: `workers`.
+//! Where a program can be talked to there is a quicker way, and one that keeps all that pytest and its plugins can do:
+//! `workers`.
 
 mod command;
+mod launch;
 mod results;
 mod workers;
 
@@ -36,8 +39,10 @@ use crate::provider::{Command, ExecOutput};
 pub use workers::PytestWorkers;
 
 /// The beginning of a shell line that starts the Python with which `command` starts pytest: Python's arguments follow.
+/// Where the command does not say which that is, it is the one that is there.
 pub fn python_command(config: &PytestFrameworkConfig) -> String {
-    command::python(config)
+    let any = || launch::Launch::of(&PytestFrameworkConfig::default());
+    launch::Launch::of(config).or_else(any).map_or_else(String::new, |launch| command::python(config, &launch))
 }
 
 /// How many lines of pytest's own output an error shows.

@@ -110,7 +110,6 @@ fn row(key: &Key) -> String {
     };
     let status = match key.status {
         Status::Honoured => String::new(),
-        Status::InsidePytest => " Only with `pytest --offload`.".to_owned(),
         Status::NotYet(why) => format!(" **No effect yet**: {why}."),
         Status::WithProviders { types, because } => {
             let types: Vec<String> = types.iter().map(|of| format!("`{of}`")).collect();

@@ -129,6 +129,10 @@ retry_count = 2
 
     [framework]
     type = "pytest"                               # offload.toml:18
+    isolation = "worker"                          # default
+    dist = "load"                                 # default
+    collect = "auto"                              # default
+    start_method = "auto"                         # default
     command = "python -m pytest"                  # default
     paths = []                                    # default
     run_args = ""                                 # default

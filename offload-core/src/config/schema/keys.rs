@@ -19,6 +19,9 @@ const IMAGES: &[&str] = &["docker", "modal"];
 const ELSEWHERE: &[&str] = &["default", "docker", "ssh"];
 const WITH_IMAGES: &[&str] = &["default", "docker"];
 
+/// The providers with which pytest's worker runs tests of pytest.
+const WORKERS: &[&str] = &["local", "docker", "ssh"];
+
 const fn int(min: i64, max: i64) -> Kind {
     Kind::Int { min, max }
 }
@@ -262,7 +265,7 @@ pub static KEYS: &[Key] = &[
         "`worker`: the tests of a sandbox share a process. `test`: one process per test, a fork of the sandbox's.",
     )
     .of(PYTEST)
-    .inside_pytest(),
+    .with_providers(WORKERS, "tests run there by a command per batch"),
     Key::new(
         "framework.dist",
         Kind::OneOf(&["load", "loadscope", "loadfile", "loadgroup"]),
@@ -271,16 +274,17 @@ pub static KEYS: &[Key] = &[
          `xdist_group`.",
     )
     .of(PYTEST)
-    .inside_pytest(),
+    .with_providers(WORKERS, "tests run there by a command per batch"),
     Key::new(
         "framework.collect",
-        Kind::OneOf(&["auto", "serial", "parallel"]),
+        Kind::OneOf(&["auto", "serial", "parallel", "sandbox", "local"]),
         Toml("\"auto\""),
-        "Whether sandboxes share collection out or one process collects everything. `auto`: the former, unless \
-         something needs the whole list of tests.",
+        "Whether sandboxes share collection out (`parallel`) or one process collects everything (`serial`). `auto`: the \
+         former, unless something needs the whole list of tests. It is done where the tests run, as `sandbox` says, too; \
+         `local`: by the pytest of this machine, and tests run by a command per batch (not with `pytest --offload`).",
     )
     .of(PYTEST)
-    .inside_pytest(),
+    .with_providers(WORKERS, "tests run there by a command per batch"),
     Key::new(
         "framework.start_method",
         Kind::OneOf(&["auto", "fork", "spawn"]),
@@ -288,7 +292,7 @@ pub static KEYS: &[Key] = &[
         "How the processes of sandboxes are started. `auto`: they are forked where nobody can tell the difference.",
     )
     .of(PYTEST)
-    .inside_pytest(),
+    .with_providers(WORKERS, "tests run there by a command per batch"),
     Key::new("framework.command", Kind::Command(&[]), Toml("\"python -m pytest\""), "What starts pytest.").of(PYTEST),
     Key::new("framework.command", Kind::Command(&[]), Toml("\"npx vitest\""), "What starts vitest.").of(VITEST),
     Key::new("framework.paths", Kind::Paths, Toml("[]"), "Where tests are. Empty: where pytest looks by itself.")

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use super::launch::Launch;
 use super::{Place, Session};
 use crate::config::PytestFrameworkConfig;
 use crate::connector::quote;
@@ -114,15 +115,10 @@ fn command(config: &PytestFrameworkConfig) -> String {
     command.to_owned()
 }
 
-/// The beginning of a shell line that starts the Python with which `command` starts pytest: Python's arguments follow.
-pub(super) fn python(config: &PytestFrameworkConfig) -> String {
+/// The beginning of a shell line that starts Python: its arguments follow.
+pub(super) fn python(config: &PytestFrameworkConfig, launch: &Launch) -> String {
     let mut line = exports(&BTreeMap::new(), &config.prepend_path);
-    let command = config.command.trim();
-    if command == PytestFrameworkConfig::default().command {
-        line.push_str("exec \"$(command -v python3 || command -v python || echo python3)\"");
-    } else {
-        let _ = write!(line, "exec {}", command.split(" -m pytest").next().unwrap_or_default());
-    }
+    let _ = write!(line, "exec {}", launch.python);
     line
 }
 

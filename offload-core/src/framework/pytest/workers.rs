@@ -7,8 +7,10 @@
 //!
 //! - `share` decides which worker collects which files next,
 //! - `collect` carries that out,
+//! - `alone` is how it goes without a pytest in front, for `offload run`,
 //! - here is what frames it.
 
+mod alone;
 mod collect;
 mod share;
 
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+use self::alone::Alone;
 use self::collect::{Collection, Collectors};
 use crate::event::NativeEvent;
 use crate::framework::{
@@ -34,12 +37,14 @@ const FIRST_ATTEMPTS: u32 = 3;
 #[derive(Debug)]
 pub struct PytestWorkers {
     host: Arc<PytestHost>,
+    /// Where no pytest makes its own of what workers say.
+    alone: Option<Alone>,
 }
 
 impl PytestWorkers {
     /// A framework that starts nothing before its discovery.
     pub fn new(options: PytestOptions) -> Self {
-        Self { host: Arc::new(PytestHost::new(options)) }
+        Self { host: Arc::new(PytestHost::new(options)), alone: None }
     }
 
     /// The template process and its workers.
@@ -94,7 +99,7 @@ impl PytestWorkers {
         sink: &DiscoverySink,
     ) -> Result<Vec<TestRecord>, Stopped> {
         let options = self.host.options();
-        let mut collection = Collection::new(&self.host, sink);
+        let mut collection = Collection::new(&self.host, sink, self.alone.as_ref());
         loop {
             let message = match template.recv().await {
                 Some(FromTemplate::Message(message)) => message,
@@ -120,12 +125,12 @@ impl PytestWorkers {
                     break;
                 }
                 Incoming::Collected(collected) => collection.add(collected, None),
-                Incoming::CollectReport { report, failed } => collection.report(report, failed),
+                Incoming::CollectReport { report, failed, text } => collection.report(report, failed, text),
                 Incoming::CollectionFinished(digest) => {
                     self.host.set_numbering(digest);
                     break;
                 }
-                Incoming::Native(kind, data) => collection.pass_on(kind, data),
+                Incoming::Native(kind, data) => collection.pass_on(kind, data)?,
                 _ => {}
             }
         }

@@ -49,6 +49,16 @@ impl RunDirectory {
         self.path().join("s")
     }
 
+    /// The path of the worker's program, where it is not somewhere else.
+    pub fn script(&self) -> PathBuf {
+        self.path().join("worker.py")
+    }
+
+    /// The path of the file for what the template writes.
+    pub fn output(&self) -> PathBuf {
+        self.path().join("output")
+    }
+
     /// Removes the directories beside this one that runs of this user have left behind. What cannot be removed is left.
     pub fn remove_others(&self) {
         let Some(parent) = self.path().parent() else { return };

@@ -11,7 +11,7 @@ use super::host::{FromTemplate, Order};
 use super::message::{Exit, Outgoing};
 use super::output::last_lines;
 use super::relay::{Heard, Stream};
-use super::roll::{Roll, TAIL_LINES, next};
+use super::roll::{Roll, TAIL_LINES, lacks_pytest, next};
 
 /// How long the template may take to end when it is told to.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
@@ -76,7 +76,7 @@ impl Far {
     fn on_end(&mut self, exit: Exit, words: &str) {
         self.roll.hear_the_rest();
         let place = &self.place;
-        let text = if words.contains("No module named 'pytest'") || words.contains("No module named '_pytest'") {
+        let text = if lacks_pytest(words) {
             format!(
                 "There is no pytest for the Python in {place}. Install it there: in the image, or by \
                  `sandbox_init_cmd` in [offload]; if it is there for another Python, let `command` in [framework] \

@@ -26,8 +26,8 @@ use super::far::Far;
 use super::link::Link;
 use super::message::{Exit, Incoming, Outgoing};
 use super::output;
-use super::relay::{self, NoRelay, Stream};
-use super::roll::{Reply, Roll, TAIL_LINES, next};
+use super::relay::{self, NoRelay, Stream, WORKER};
+use super::roll::{Reply, Roll, TAIL_LINES, lacks_pytest, next};
 use super::serve::{PytestWorker, Said};
 use super::site::{Site, kill_group};
 use super::template::Template;
@@ -92,9 +92,11 @@ impl Dist {
 /// How the template is started.
 #[derive(Debug, Clone, Default)]
 pub struct PytestOptions {
-    /// The Python interpreter.
+    /// The Python interpreter, or a program that starts one.
     pub python: PathBuf,
-    /// The program that it runs: the worker, one Python file.
+    /// What comes before Python's own arguments.
+    pub python_args: Vec<String>,
+    /// The program that it runs: the worker, one Python file. Empty: the one that is carried in this program.
     pub script: PathBuf,
     /// The working directory.
     pub cwd: PathBuf,
@@ -114,6 +116,8 @@ pub struct PytestOptions {
     pub init: Option<String>,
     /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`] says.
     pub adopted: Option<i32>,
+    /// No pytest makes its own of what workers say: what ends one is the fault of the test that it ran.
+    pub alone: bool,
     /// How sandboxes that are somewhere else are used; `None`: there are none, and all happens on this machine.
     pub elsewhere: Option<Elsewhere>,
 }
@@ -280,10 +284,15 @@ impl PytestHost {
     pub(crate) fn start(&self, sink: DiscoverySink) -> io::Result<mpsc::UnboundedReceiver<FromTemplate>> {
         let meeting = self.state().meeting.take();
         let Meeting { dir, listener, nonce } = meeting.map_or_else(Meeting::new, Ok)?;
-        let output = dir.path().join("output");
+        let output = dir.output();
         let process = match self.options.adopted {
             Some(pid) => Template::adopt(pid)?,
-            None => Template::start(&self.options, &dir.socket(), &nonce, &output)?,
+            None => {
+                if self.options.script.as_os_str().is_empty() {
+                    std::fs::write(dir.script(), WORKER)?;
+                }
+                Template::start(&self.options, &dir, &nonce)?
+            }
         };
         let (roll, from_template) = Roll::new(Site::Here, nonce, dir.path().to_owned(), sink.clone());
         let (orders, inbox) = mpsc::unbounded_channel();
@@ -566,7 +575,7 @@ impl Actor {
         // What it said last may still be there to be read.
         self.roll.hear_the_rest();
         if std::mem::take(&mut self.roll.replace) {
-            match Template::start(&self.options, &self.dir.socket(), self.roll.nonce(), &self.output) {
+            match Template::start(&self.options, &self.dir, self.roll.nonce()) {
                 Ok(process) => {
                     self.group = process.group();
                     self.process = process;
@@ -580,7 +589,15 @@ impl Actor {
             return;
         }
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let text = format!("The template process of pytest ended ({how}).{}", self.last_words());
+        let words = self.last_words();
+        let text = if self.options.alone && lacks_pytest(&words) {
+            format!(
+                "The Python that `command` in [framework] starts has no pytest: install it there, or let `command` name \
+                 another one (\"/opt/venv/bin/python -m pytest\").{words}"
+            )
+        } else {
+            format!("The template process of pytest ended ({how}).{words}")
+        };
         self.roll.end(&format!("the template process ended ({how})"), FromTemplate::Ended(text));
     }
 

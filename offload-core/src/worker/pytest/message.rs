@@ -72,6 +72,8 @@ pub(crate) enum Incoming {
     CollectReport {
         report: Arc<str>,
         failed: bool,
+        /// Why, as pytest shows it.
+        text: String,
     },
     Exited {
         id: String,
@@ -357,7 +359,8 @@ impl Line {
                 Some(report) => {
                     let head = serde_json::from_str::<ReportHead>(report.get());
                     let failed = head.is_ok_and(|head| head.outcome.0 == "failed");
-                    Incoming::CollectReport { report: shared(&report), failed }
+                    let text = self.text.unwrap_or_default().0;
+                    Incoming::CollectReport { report: shared(&report), failed, text }
                 }
                 None => Incoming::Nothing,
             },

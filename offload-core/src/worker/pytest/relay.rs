@@ -26,7 +26,8 @@ use crate::connector::{describe_exit, next_event, tail_of};
 use crate::provider::{Channel, Command, ExecEvent};
 
 const PROGRAM: &str = include_str!("relay.py");
-const WORKER: &str = include_str!("worker.py");
+/// The program of the template and the workers.
+pub(super) const WORKER: &str = include_str!("worker.py");
 
 /// The version of what is said.
 const VERSION: u32 = 1;

@@ -210,6 +210,11 @@ impl Roll {
     }
 }
 
+/// Whether these are the last words of a Python without pytest.
+pub(super) fn lacks_pytest(words: &str) -> bool {
+    words.contains("No module named 'pytest'") || words.contains("No module named '_pytest'")
+}
+
 /// The template's next message; never, while it is not connected.
 pub(super) async fn next(link: &mut Option<Link>) -> Result<Option<Incoming>, LinkError> {
     match link {

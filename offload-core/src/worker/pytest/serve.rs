@@ -108,6 +108,7 @@ impl PytestWorker {
             told: 0,
             pace: None,
             running: None,
+            blamed: false,
             heard: (0, 0),
             closing: false,
             give_up_at: None,
@@ -183,6 +184,8 @@ struct Serving {
     /// The file that the worker is in, and how long tests take there.
     pace: Option<(u32, Duration)>,
     running: Option<Running>,
+    /// The worker is ending because of a test, of which this has been told.
+    blamed: bool,
     /// How much the worker had written, stacks and output, when a test last ended in a process of its own.
     heard: (u64, u64),
     /// No more tests will come.
@@ -406,13 +409,39 @@ impl Serving {
                     (self.say)(Said::LateFailure(key, result));
                 }
             }
-            Incoming::Native(kind, data) => (self.say)(Said::Native(None, self.native(kind, data))),
+            Incoming::Native(kind, data) => {
+                if self.host.options().alone {
+                    self.blame(kind, &data);
+                }
+                (self.say)(Said::Native(None, self.native(kind, data)));
+            }
             Incoming::CollectReport { report, .. } => {
                 (self.say)(Said::Native(None, self.native("collect_report", report)));
             }
             Incoming::Log(text) => self.say(Message::Log { text }),
             _ => {}
         }
+    }
+
+    /// What would end a pytest is the fault of the test that runs, where there is no such pytest.
+    fn blame(&mut self, kind: &str, data: &str) {
+        let (what, why) = match kind {
+            "exit" => (
+                "the test ended the whole session",
+                serde_json::from_str::<(String, Option<i32>)>(data).map(|said| said.0),
+            ),
+            "internal_error" => ("pytest broke while it ran this test", serde_json::from_str(data)),
+            _ => return,
+        };
+        let Some(Running { item, since, .. }) = self.running.take() else { return };
+        let why = why.unwrap_or_default();
+        let last = why.trim_end().lines().next_back().unwrap_or_default().to_owned();
+        self.blamed = true;
+        let result = TestResult {
+            details: (last != why).then_some(why),
+            ..TestResult::new(TestOutcome::Error, since.elapsed()).with_message(format!("{what}: {last}"))
+        };
+        self.say(Message::Finished { key: item.key, result: Box::new(result) });
     }
 
     fn native(&self, kind: &'static str, data: Arc<str>) -> NativeEvent {
@@ -451,6 +480,10 @@ impl Serving {
         self.process = Process::Down;
         self.give_up_at = None;
         (self.say)(Said::Native(None, worker_down(&id, output, None)));
+        let uncalled = self.host.options().alone && !self.closing && !std::mem::take(&mut self.blamed);
+        if uncalled && !(self.queue.is_empty() && self.running.is_none()) {
+            return self.lose(format!("the worker {id} ended between two tests, and pytest said nothing"));
+        }
         self.give_all_back();
     }
 

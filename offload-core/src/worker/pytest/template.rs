@@ -7,13 +7,13 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
+use super::directory::RunDirectory;
 use super::host::PytestOptions;
 use super::site::kill_group;
 
@@ -25,16 +25,18 @@ pub(super) enum Template {
 }
 
 impl Template {
-    /// Starts a fresh one, which connects to `socket` and says `nonce`.
-    pub fn start(options: &PytestOptions, socket: &Path, nonce: &str, output: &Path) -> io::Result<Self> {
+    /// Starts a fresh one, which connects to the socket in `dir` and says `nonce`.
+    pub fn start(options: &PytestOptions, dir: &RunDirectory, nonce: &str) -> io::Result<Self> {
         let mut command = Command::new(&options.python);
         if let Some(environment) = &options.environment {
             command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
         }
+        let own = Some(options.script.clone()).filter(|script| !script.as_os_str().is_empty());
         command
+            .args(&options.python_args)
             .arg("-u")
-            .arg(&options.script)
-            .arg(socket)
+            .arg(own.unwrap_or_else(|| dir.script()))
+            .arg(dir.socket())
             .arg(nonce)
             .current_dir(&options.cwd)
             .envs(&options.env)
@@ -43,7 +45,7 @@ impl Template {
             .process_group(0)
             .kill_on_drop(true);
         if !options.inherit_output {
-            let file = OpenOptions::new().create(true).append(true).open(output)?;
+            let file = OpenOptions::new().create(true).append(true).open(dir.output())?;
             command.stdout(file.try_clone()?).stderr(file);
         }
         command.spawn().map(Self::Started)

@@ -3,7 +3,7 @@
 //! One task per worker takes pieces off the common [`Shares`] until there are none left, and sees to the worker's
 //! replacement if it dies.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::alone::Alone;
 use super::share::Shares;
 use crate::event::NativeEvent;
 use crate::framework::{
@@ -33,6 +34,9 @@ pub(super) struct Collection<'a> {
     /// By file, with the number of the sandbox whose worker has it.
     units: BTreeMap<u32, (Collected, Option<u32>)>,
     failures: usize,
+    /// What pytest says of those.
+    texts: Vec<String>,
+    alone: Option<&'a Alone>,
     /// What the template said of an error inside of pytest, as JSON.
     internal_error: Option<Arc<str>>,
 }
@@ -64,6 +68,7 @@ enum Found {
     Report {
         report: Arc<str>,
         failed: bool,
+        text: String,
     },
     /// A file could not be collected because the worker died of it.
     Blamed,
@@ -71,8 +76,8 @@ enum Found {
 }
 
 impl<'a> Collection<'a> {
-    pub fn new(host: &'a Arc<PytestHost>, sink: &'a DiscoverySink) -> Self {
-        Self { host, sink, units: BTreeMap::new(), failures: 0, internal_error: None }
+    pub fn new(host: &'a Arc<PytestHost>, sink: &'a DiscoverySink, alone: Option<&'a Alone>) -> Self {
+        Self { host, sink, units: BTreeMap::new(), failures: 0, texts: Vec::new(), alone, internal_error: None }
     }
 
     /// Takes note of the tests of a file. `home`: the number of the sandbox whose worker has them.
@@ -81,8 +86,11 @@ impl<'a> Collection<'a> {
     }
 
     /// Takes note of something that could not be collected, or was skipped.
-    pub fn report(&mut self, report: Arc<str>, failed: bool) {
-        self.failures += usize::from(failed);
+    pub fn report(&mut self, report: Arc<str>, failed: bool, text: String) {
+        if failed {
+            self.failures += 1;
+            self.texts.push(text);
+        }
         self.native("collect_report", report);
     }
 
@@ -90,13 +98,29 @@ impl<'a> Collection<'a> {
         self.sink.send(Discovered::Native(NativeEvent::new(kind, data)));
     }
 
-    fn found(&mut self, found: Found) {
+    fn found(&mut self, found: Found) -> FrameworkResult<()> {
         match found {
             Found::Tests(collected, slot) => self.add(collected, Some(slot)),
-            Found::Report { report, failed } => self.report(report, failed),
+            Found::Report { report, failed, text } => self.report(report, failed, text),
             Found::Blamed => {}
-            Found::Native(event) => drop(self.sink.send(Discovered::Native(event))),
+            Found::Native(event) => {
+                self.look_at(event.kind, &event.data)?;
+                self.sink.send(Discovered::Native(event));
+            }
         }
+        Ok(())
+    }
+
+    /// Where no pytest looks at what workers say: what ends a run.
+    fn look_at(&self, kind: &str, data: &str) -> FrameworkResult<()> {
+        if self.alone.is_some()
+            && kind == "data"
+            && let Ok((said, lines)) = serde_json::from_str::<(String, Vec<String>)>(data)
+            && said == "usage_error"
+        {
+            return Err(FrameworkError::Usage(format!("pytest refuses its arguments: {}", lines.join("\n"))));
+        }
+        Ok(())
     }
 
     /// Has workers collect `units`.
@@ -143,7 +167,7 @@ impl<'a> Collection<'a> {
                 found = told.recv() => match found {
                     Some(found) => {
                         left = left.saturating_sub(usize::from(matches!(found, Found::Tests(..) | Found::Blamed)));
-                        self.found(found);
+                        self.found(found)?;
                         if left == 0 {
                             // Nobody has to wait for sandboxes any more, for the sake of collecting.
                             done.send_replace(true);
@@ -175,19 +199,27 @@ impl<'a> Collection<'a> {
         match said {
             FromTemplate::Ended(text) | FromTemplate::Lost(text) => return Err(FrameworkError::Discovery(text)),
             FromTemplate::Message(Incoming::Fatal { exit_code, text }) => return Err(self.fatal(exit_code, &text)),
-            FromTemplate::Message(Incoming::CollectReport { report, failed }) => self.report(report, failed),
-            FromTemplate::Message(Incoming::Native(kind, data)) => self.pass_on(kind, data),
+            FromTemplate::Message(Incoming::CollectReport { report, failed, text }) => {
+                self.report(report, failed, text)
+            }
+            FromTemplate::Message(Incoming::Native(kind, data)) => self.pass_on(kind, data)?,
             FromTemplate::Message(_) => {}
         }
         Ok(())
     }
 
     /// Takes note of something that the template says in pytest's own terms.
-    pub fn pass_on(&mut self, kind: &'static str, data: Arc<str>) {
+    ///
+    /// # Errors
+    ///
+    /// When that is a reason to run nothing.
+    pub fn pass_on(&mut self, kind: &'static str, data: Arc<str>) -> FrameworkResult<()> {
+        self.look_at(kind, &data)?;
         if kind == "internal_error" {
             self.internal_error = Some(Arc::clone(&data));
         }
         self.native(kind, data);
+        Ok(())
     }
 
     /// pytest itself ends the run.
@@ -211,16 +243,22 @@ impl<'a> Collection<'a> {
         }
         let mut tests = Vec::new();
         let dist = self.host.options().dist;
+        let name: Arc<str> = self.alone.map_or_else(|| Arc::from(""), |group| Arc::from(group.name.as_str()));
+        let mut seen: HashMap<String, usize> = HashMap::new();
         for (unit, (mut collected, home)) in std::mem::take(&mut self.units) {
             collected.tests.sort_by_key(|test| test.ordinal);
             let suite = Suite::new(collected.path);
             for test in collected.tests {
                 let group = test.group.as_ref().map(|group| &*group.0);
-                tests.push(TestRecord {
+                let record = TestRecord {
                     together: dist.together(&test.id.0, &suite.id, group),
                     line: test.line.and_then(|line| u32::try_from(line).ok()),
                     address: Some(Address { unit, ordinal: test.ordinal, home }),
                     ..TestRecord::new(test.id.0, test.domain.0, Arc::clone(&suite))
+                };
+                tests.push(match self.alone {
+                    Some(group) => in_group(record, group, &name, &mut seen),
+                    None => record,
                 });
             }
         }
@@ -228,13 +266,41 @@ impl<'a> Collection<'a> {
         match self.failures {
             errors if errors > 0 && !despite_errors => {
                 self.native("collection_errors", errors.to_string());
+                let texts = if self.alone.is_some() { said(&self.texts) } else { String::new() };
                 Err(FrameworkError::Discovery(format!(
                     "there were {errors} errors during collection, so no test was run; mend them, or run what there is \
-                     with --continue-on-collection-errors"
+                     with --continue-on-collection-errors{texts}"
                 )))
+            }
+            errors if errors > 0 && self.alone.is_some() => {
+                let texts = said(&self.texts);
+                self.sink.send(Discovered::Problem(format!("there were {errors} errors during collection{texts}")));
+                Ok(tests)
             }
             _ => Ok(tests),
         }
+    }
+}
+
+/// What pytest says of files that it could not collect.
+fn said(texts: &[String]) -> String {
+    let texts = texts.iter().filter(|text| !text.is_empty());
+    texts.fold(":".to_owned(), |said, text| format!("{said}\n{}", text.trim_end()))
+}
+
+/// A test as reports that know nothing of pytest tell it from others: some node ids are not unique.
+fn in_group(record: TestRecord, group: &Alone, name: &Arc<str>, seen: &mut HashMap<String, usize>) -> TestRecord {
+    let times = seen.entry(record.id.clone()).or_default();
+    *times += 1;
+    let number = if *times == 1 { String::new() } else { format!(" #{times}") };
+    let test = record.id.split_once("::").map_or(&*record.id, |(_, test)| test);
+    TestRecord {
+        name: format!("{test}{number}"),
+        id: format!("{}{number}", record.id),
+        group: Arc::clone(name),
+        retry_count: group.retry_count,
+        schedule_individual: group.schedule_individual,
+        ..record
     }
 }
 
@@ -356,7 +422,9 @@ impl Collector {
                     }
                 }
                 Incoming::CollectDone => self.requests = self.requests.saturating_sub(1),
-                Incoming::CollectReport { report, failed } => self.tell(Found::Report { report, failed }),
+                Incoming::CollectReport { report, failed, text } => {
+                    self.tell(Found::Report { report, failed, text });
+                }
                 Incoming::Native(kind, data) => {
                     let sandbox = Some(Arc::clone(&worker.id));
                     self.tell(Found::Native(NativeEvent { sandbox, ..NativeEvent::new(kind, data) }));
@@ -397,7 +465,8 @@ impl Collector {
             "result": null,
             "sections": [],
         });
-        self.tell(Found::Report { report: report.to_string().into(), failed: true });
+        let text = report["longrepr"].as_str().unwrap_or_default().to_owned();
+        self.tell(Found::Report { report: report.to_string().into(), failed: true, text });
         self.tell(Found::Blamed);
     }
 }
