@@ -116,7 +116,8 @@ async fn what_a_command_leaves_in_the_background_ends_with_it() {
     let pid = said(&*sandbox, "sleep 1000 & echo $!").await;
     wait_until("it has ended", || !is_running(&pid)).await;
     // One that has gone away from its session holds nobody up.
-    let pid = said(&*sandbox, "setsid sleep 1000 & echo $!").await;
+    let line = "mkfifo gone; setsid sh -c 'echo $$ >gone; exec sleep 1000' & read pid <gone; rm gone; echo $pid";
+    let pid = said(&*sandbox, line).await;
     assert!(is_running(&pid));
     said(&*sandbox, &format!("kill {pid}")).await;
     project.ends(provider, sandbox).await;
