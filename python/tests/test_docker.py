@@ -42,7 +42,8 @@ class Containers:
 
     def offload(self, *args: str) -> Outcome:
         outcome = self.run._run(*plugins(), "--offload", f"--offload-parallel={self.run.workers}", *args)
-        assert self.left() == "", "a container was left behind"
+        # The daemon removes it when it has ended.
+        wait_until("no container is left", lambda: self.left() == "")
         return outcome
 
     def same(self, *args: str) -> Outcome:
