@@ -16,6 +16,7 @@ mod watch;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::models::HostConfig;
@@ -42,6 +43,9 @@ const LABEL_PROJECT: &str = "offload.project";
 const LABEL_SANDBOX: &str = "offload.sandbox";
 /// The label with the process that a container hangs on: `HOST:PID:` and something unique.
 const LABEL_OWNER: &str = "offload.owner";
+
+/// How long a container that is being started when the run ends may take to be there, to be removed.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest command that is handed to the daemon as it is; one argument of a program cannot exceed 128 KiB.
 const LONGEST_ARGUMENT: usize = 100_000;
@@ -318,13 +322,22 @@ fn bind(mount: &str, directory: &Path) -> Result<String, String> {
 impl SandboxProvider for DockerProvider {
     async fn create_sandbox(&self, request: &SandboxRequest) -> ProviderResult<Box<dyn Sandbox>> {
         let mut given_up = self.given_up.subscribe();
+        let given_up = async { drop(given_up.wait_for(|given_up| *given_up).await) };
+        tokio::pin!(given_up);
+        let layer = tokio::select! {
+            layer = self.layer(&request.built) => layer?,
+            () = &mut given_up => return Err(self.remove_unfinished(request).await),
+        };
+        let sandbox = self.sandbox(request, &layer);
+        tokio::pin!(sandbox);
         tokio::select! {
-            created = self.sandbox(request) => created,
-            () = async { drop(given_up.wait_for(|given_up| *given_up).await) } => {
-                if let Some(connection) = self.connection.get() {
-                    clean::remove_unfinished(&connection.daemon, &self.owner, &request.name).await;
+            created = &mut sandbox => created.map(|sandbox| Box::new(sandbox) as Box<dyn Sandbox>),
+            () = &mut given_up => {
+                // The daemon does what it was asked to do, whether anybody waits for its answer or not.
+                if let Ok(Ok(sandbox)) = tokio::time::timeout(START_PATIENCE, sandbox).await {
+                    let _ = sandbox.terminate().await;
                 }
-                Err(ProviderError::Create("the run ended before the sandbox was there".to_owned()))
+                Err(self.remove_unfinished(request).await)
             }
         }
     }
@@ -346,12 +359,19 @@ impl SandboxProvider for DockerProvider {
 }
 
 impl DockerProvider {
-    async fn sandbox(&self, request: &SandboxRequest) -> ProviderResult<Box<dyn Sandbox>> {
-        let layer = self.layer(&request.built).await?;
-        let container = self.container(request, &layer).await?;
+    async fn sandbox(&self, request: &SandboxRequest, layer: &Layer) -> ProviderResult<DockerSandbox> {
+        let container = self.container(request, layer).await?;
         let id = format!("docker-{}", request.index);
         let moved = self.settings.packing.repo_root.is_some();
-        Ok(Box::new(DockerSandbox { id, container, directory: layer.directory, moved }))
+        Ok(DockerSandbox { id, container, directory: layer.directory.clone(), moved })
+    }
+
+    /// Removes what there is of a sandbox that is not needed any more, and says so.
+    async fn remove_unfinished(&self, request: &SandboxRequest) -> ProviderError {
+        if let Some(connection) = self.connection.get() {
+            clean::remove_unfinished(&connection.daemon, &self.owner, &request.name).await;
+        }
+        ProviderError::Create("the run ended before the sandbox was there".to_owned())
     }
 }
 
