@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ try:
     importlib.metadata.distribution("pytest-offload")
 except importlib.metadata.PackageNotFoundError:
     PATHS.append(str(HERE.parent))
+
+
+# Where the tests run in the background of a script, Ctrl-C is ignored; what they start is to hear of it all the same.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def plugins() -> list[str]:
