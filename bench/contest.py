@@ -1,7 +1,8 @@
 """Commands that take turns, and the table of their times.
 
-Every figure is the wall time of a whole process. The commands of a comparison take turns (A B C A B C …) within one
-run, so that a machine whose speed drifts treats them alike; tables quote medians, and ratios are of those medians.
+Every figure is the wall time of a whole process. The commands of a comparison take turns there and back (A B C C B A …)
+within one run, so that a machine whose speed drifts treats them alike, and so that none always follows the one that
+leaves the most dirty pages; tables quote medians, and ratios are of those medians.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Contender:
 
 
 def take_turns(contenders: list[Contender], runs: int, before=None, warmup: int = 1) -> None:
-    """Runs all contenders in turn; `before` is called before each run of each."""
+    """Runs all contenders in turn, there and back; `before` is called before each run of each."""
     for number in range(-warmup, runs):
-        for contender in contenders:
+        for contender in contenders if number % 2 == 0 else reversed(contenders):
             if before:
                 before(contender)
             contender.run(counted=number >= 0)
