@@ -1,4 +1,7 @@
-"""A host for tests and benchmarks: a real server on loopback, with keys and a configuration of its own."""
+"""A host for tests and benchmarks: a real server, with keys and a configuration of its own.
+
+It is on loopback, or at the far end of a line, in a network namespace.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,18 @@ import subprocess
 import time
 from pathlib import Path
 
+from line import Line
+
 SERVER = "/usr/sbin/sshd"
 
 
 class Sshd:
     """Serves until it is stopped. Nothing of the user's own `ssh` is read or written."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, line: Line | None = None) -> None:
         self.directory = directory
+        self.address = line.address if line else "127.0.0.1"
+        self._inside = ["ip", "netns", "exec", line.namespace] if line else []
         self.work = directory / "work"
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("host_key", "user_key"):
@@ -28,6 +35,7 @@ class Sshd:
         self._process: subprocess.Popen[bytes] | None = None
         while self._process is None:
             with socket.socket() as free:
+                # Free here; nobody else serves in a namespace.
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
             self._process = self._start()
@@ -43,17 +51,23 @@ class Sshd:
         ssh.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {directory}/ssh_config "$@"\n', encoding="utf-8")
         ssh.chmod(0o755)
 
+    def introduce(self, other: Sshd) -> None:
+        """Has the `ssh` that knows this host know another, too, and be let in there."""
+        shutil.copy(self.directory / "authorized_keys", other.directory / "authorized_keys")
+        with open(self.directory / "known_hosts", "a", encoding="utf-8") as known:
+            known.write((other.directory / "known_hosts").read_text(encoding="utf-8"))
+
     def know(self, port: int) -> None:
         """Has `ssh` know that the host is behind this port, too."""
         host_key = (self.directory / "host_key.pub").read_text(encoding="utf-8")
         with open(self.directory / "known_hosts", "a", encoding="utf-8") as known:
-            known.write(f"[127.0.0.1]:{port} {host_key}")
+            known.write(f"[{self.address}]:{port} {host_key}")
 
     def _start(self) -> subprocess.Popen[bytes] | None:
         config = self.directory / "sshd_config"
         config.write_text(
             # With the first line, bash leaves out what the user's own ~/.bashrc does.
-            f"SetEnv SHLVL=2\nListenAddress 127.0.0.1:{self.port}\nHostKey {self.directory}/host_key\n"
+            f"SetEnv SHLVL=2\nListenAddress {self.address}:{self.port}\nHostKey {self.directory}/host_key\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nPidFile none\nUsePAM no\nStrictModes no\n"
             "PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nPrintMotd no\nLogLevel ERROR\n",
             encoding="utf-8",
@@ -61,10 +75,11 @@ class Sshd:
         if os.getuid() == 0:
             os.makedirs("/run/sshd", exist_ok=True)
         with open(self.directory / "log", "wb") as log:
-            process = subprocess.Popen([SERVER, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
+            command = [*self._inside, SERVER, "-D", "-e", "-f", str(config)]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         while process.poll() is None:
             try:
-                with socket.create_connection(("127.0.0.1", self.port)) as connection:
+                with socket.create_connection((self.address, self.port)) as connection:
                     if connection.recv(4) == b"SSH-":
                         return process
             except OSError:
@@ -78,7 +93,7 @@ class Sshd:
 
     def item(self, slots: int) -> str:
         """The host as an item of `hosts`."""
-        return f'{{ host = "127.0.0.1", port = {self.port}, slots = {slots}, workdir = "{self.work}" }}'
+        return f'{{ host = "{self.address}", port = {self.port}, slots = {slots}, workdir = "{self.work}" }}'
 
     def runs(self) -> list[Path]:
         """The directories of runs."""

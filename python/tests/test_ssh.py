@@ -12,6 +12,7 @@ from typing import Callable
 
 import pytest
 from conftest import Outcome, Runner, plugins
+from line import Line, Missing
 from sshd import SERVER, Sshd
 from test_docker import SUITE
 
@@ -59,8 +60,73 @@ def hosts(run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     sshd.stop()
 
 
-def wait_until(what: str, is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+class Far:
+    """Two hosts of a slot each, both at the end of a line."""
+
+    def __init__(self, hosts: Hosts, directory: Path, lines: list[Line]) -> None:
+        self.path = hosts.path
+        self.log = directory / "log"
+        self.log.touch()
+        self.lines = lines
+        self.sshds = [Sshd(directory / f"far-{number}", line) for number, line in enumerate(lines)]
+        one, other = self.sshds
+        one.introduce(other)
+        self.environ = {**os.environ, "PATH": one.search_path}
+        text = (
+            f'[provider]\ntype = "ssh"\nhosts = [{one.item(1)}, {other.item(1)}]\n'
+            f'[framework]\ntype = "pytest"\ncommand = "{sys.executable} -m pytest"\n'
+        )
+        (self.path / "offload.toml").write_text(text, encoding="utf-8")
+
+    def write(self, count: int, waits: str) -> None:
+        """Tests that note where they begin, and go on when `waits`, a loop's condition, no longer holds."""
+        (self.path / "test_far.py").write_text(
+            f"""
+import os, pytest, time
+@pytest.mark.parametrize("n", range({count}))
+def test_far(n):
+    host = os.environ["SSH_CONNECTION"].split()[2]
+    with open({str(self.log)!r}, "a") as log:
+        log.write(f"{{n}} {{host}}\\n")
+    while {waits}:
+        time.sleep(0.01)
+""",
+            encoding="utf-8",
+        )
+
+    def begun(self) -> list[tuple[str, int]]:
+        """Which tests have begun, on which host."""
+        hosts = [line.address for line in self.lines]
+        words = [line.split() for line in self.log.read_text(encoding="utf-8").splitlines()]
+        return [(number, hosts.index(host)) for number, host in words]
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=2"]
+        return subprocess.Popen(
+            command, cwd=self.path, env=self.environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+
+@pytest.fixture
+def far(hosts: Hosts, tmp_path: Path) -> Iterator[Far]:
+    lines: list[Line] = []
+    try:
+        lines.append(Line())
+        lines.append(Line(0.025))
+    except Missing as why:
+        for line in lines:
+            line.close()
+        pytest.skip(str(why))
+    far = Far(hosts, tmp_path, lines)
+    yield far
+    for sshd in far.sshds:
+        sshd.stop()
+    for line in lines:
+        line.close()
+
+
+def wait_until(what: str, is_so: Callable[[], bool], patience: float = 60) -> None:
+    until = time.monotonic() + patience
     while not is_so():
         assert time.monotonic() < until, f"waited in vain until {what}"
         time.sleep(0.05)
@@ -113,3 +179,40 @@ def test_killed_runs_leave_nothing(hosts: Hosts, tmp_path: Path) -> None:
     process.kill()
     process.wait()
     wait_until("nothing is left", lambda: hosts.sshd.runs() == [] and hosts.sshd.connections() == [])
+
+
+def test_a_short_cut_of_the_line_is_survived(far: Far, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    far.write(2, f"not os.path.exists({str(go)!r})")
+    process = far.start()
+    wait_until("a test runs on each host", lambda: sorted(host for _, host in far.begun()) == [0, 1])
+    far.lines[1].cut()
+    # What is tested is a cut of this length.
+    time.sleep(10)
+    go.touch()
+    far.lines[1].mend()
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    assert "2 passed" in text
+    assert len(far.begun()) == 2, "no test ran twice"
+    assert "lost" not in text
+
+
+def test_a_long_cut_of_the_line_loses_a_host_and_no_test(far: Far) -> None:
+    # Those that begin on the second host never end, and the others when one has begun there.
+    there = far.lines[1].address
+    far.write(20, f'host == "{there}" or "{there}" not in open({str(far.log)!r}).read()')
+    process = far.start()
+    wait_until("a test runs there", lambda: 1 in [host for _, host in far.begun()])
+    far.lines[1].cut()
+    text, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, text
+    assert "20 passed" in text
+    begun = far.begun()
+    (lost,) = [number for number, host in begun if host == 1]
+    assert (lost, 0) in begun
+    assert f"the host {there}:{far.sshds[1].port} was lost" in text, text
+    # Over there it is noticed when the line is whole again, or by the silence.
+    far.lines[1].mend()
+    wait_until("nothing is left on the host", lambda: far.sshds[1].runs() == [], patience=150)
+    assert far.sshds[0].runs() == []
