@@ -31,6 +31,7 @@ COMPARISONS = {
     "pytest-workers": pytest_suites.compare_first_test,
     "pytest-memory": pytest_suites.compare_memory,
     "docker-start": docker_suites.compare_start,
+    "docker-workers": docker_suites.compare_workers,
     "ssh": ssh_suites.compare_ssh,
     "ssh-latency": ssh_suites.compare_latency,
 }

@@ -1,4 +1,4 @@
-"""Containers of `offload run` beside those of `docker run`."""
+"""Containers of `offload run` and `pytest --offload` beside those of `docker run`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 
+import pytest_suites
 from contest import ROOT, WORK, Contender, report, take_turns, write
 
 OFFLOAD = ROOT / "target" / "release" / "offload"
@@ -15,6 +16,11 @@ CONTAINERS = 20
 #: What an image for a test suite may well have, on top of the 100 MB of that of the tests.
 PADDING_MB = 100
 IMAGE = "offload-bench:large"
+
+WORKERS = 4
+#: Where it is in the image that has it.
+XDIST = "/xdist"
+XDIST_PACKAGES = ["pytest-xdist==3.8.0", "execnet==2.1.2"]
 
 #: Waits until all containers are there, so that none can be spared.
 MEET = (
@@ -24,9 +30,8 @@ MEET = (
 
 def compare_start(runs: int) -> bool:
     """20 containers from an image of 200 MB after a one-line change of the project, against 20 times `docker run`."""
-    base = os.environ.get("OFFLOAD_TEST_IMAGE")
+    base = image_of_tests()
     if not base:
-        print("\n## docker: skipped, there is no daemon with the image of the tests (tests/with_docker.sh)")
         return True
     make_image(base)
     project, seen = WORK / "containers", WORK / "seen"
@@ -55,6 +60,65 @@ def compare_start(runs: int) -> bool:
     verdict = "met" if beyond < 1 else "MISSED"
     print(f"- what the change costs, to all {CONTAINERS}: **{beyond:.2f} s** (target: less than 1 s; {verdict})")
     return met and beyond < 1
+
+
+def compare_workers(runs: int) -> bool:
+    """5,000 trivial pytest tests in 4 containers, against pytest-xdist with 4 workers inside one."""
+    base = image_of_tests()
+    if not base:
+        return True
+    suite = pytest_suites.trivial_suite("docker-workers")
+    # Byte code is the container's own affair, on both sides.
+    write(suite / ".gitignore", "__pycache__/\n")
+    write(suite / "offload.toml", f'[provider]\ntype = "docker"\nimage = "{base}"\n[framework]\ntype = "pytest"\n')
+    image = make_xdist_image(base, suite)
+    ours = pytest_suites.offload("pytest --offload, 4 containers", suite, f"--offload-parallel={WORKERS}")
+    inside = ["python3", "-m", "pytest", "-q", f"-n{WORKERS}"]
+    command = ["docker", "run", "--rm", "--env", f"PYTHONPATH={XDIST}", "--workdir", "/suite"]
+    theirs = Contender(f"pytest -n{WORKERS} in one container", [*command, image, *inside], suite)
+    # Whoever mounts the suite has the byte code of the run before.
+    mounted = [*command, "--volume", f"{mounted_copy(suite)}:/suite", image, *inside]
+    cached = Contender("…, suite mounted, byte code cached", mounted, suite)
+    take_turns([ours, theirs, cached], runs)
+    subprocess.run([str(OFFLOAD), "clean"], cwd=suite, check=True, capture_output=True)
+    title = f"pytest: 5,000 trivial tests in {WORKERS} containers"
+    return report(title, [ours, theirs, cached], [(ours.name, theirs.name, 0.6)])
+
+
+def image_of_tests() -> str | None:
+    """The image that the tests use, if there is a daemon that has it."""
+    base = os.environ.get("OFFLOAD_TEST_IMAGE")
+    if not base:
+        print("\n## docker: skipped, there is no daemon with the image of the tests (tests/with_docker.sh)")
+    return base
+
+
+def make_xdist_image(base: str, suite: pathlib.Path) -> str:
+    """The image of the tests with pytest-xdist and the suite."""
+    image, name, xdist = "offload-bench:xdist", "offload-bench-xdist", WORK / "xdist"
+    if not xdist.exists():
+        pip = [str(pytest_suites.environment(pytest_suites.VENV, pytest_suites.PACKAGES)), "-m", "pip"]
+        install = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(xdist)]
+        subprocess.run([*pip, *install, *XDIST_PACKAGES], check=True)
+    compile_all = f"python3 -m compileall -q {XDIST}; rm -rf /suite/*/__pycache__"
+    for command in (
+        ["docker", "rm", "--force", name],
+        ["docker", "create", "--name", name, base, "/bin/sh", "-c", compile_all],
+        ["docker", "cp", str(xdist), f"{name}:{XDIST}"],
+        ["docker", "cp", str(suite), f"{name}:/suite"],
+        ["docker", "start", "--attach", name],
+        ["docker", "commit", name, image],
+        ["docker", "rm", name],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    return image
+
+
+def mounted_copy(suite: pathlib.Path) -> pathlib.Path:
+    """A copy of a suite, for containers to write into."""
+    copy = suite.with_name(f"{suite.name}-mounted")
+    shutil.rmtree(copy, ignore_errors=True)
+    return shutil.copytree(suite, copy)
 
 
 def make_image(base: str) -> None:
