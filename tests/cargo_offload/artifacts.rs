@@ -1,8 +1,10 @@
 //! Files that tests leave in a sandbox come back, and nothing else does.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::docker_support::image;
+use crate::sshd_support::Sshd;
 use crate::support::{Run, Workspace, cargo_offload, manifest, offload};
 
 const TEMPDIR: &str = r#"type = "default"
@@ -50,10 +52,18 @@ fn brought(output_dir: &Path) -> Vec<String> {
     found
 }
 
-fn providers() -> Vec<String> {
-    let mut providers = vec!["type = \"local\"\n".to_owned(), TEMPDIR.to_owned()];
-    providers.extend(image().map(|image| format!("type = \"docker\"\nimage = \"{image}\"\n")));
+/// Where tests may run, as what stands in `[provider]`, and the host if it is one.
+fn providers() -> Vec<(String, Option<Sshd>)> {
+    let mut providers = vec![("type = \"local\"\n".to_owned(), None), (TEMPDIR.to_owned(), None)];
+    providers.extend(image().map(|image| (format!("type = \"docker\"\nimage = \"{image}\"\n"), None)));
+    providers.extend(Sshd::start().map(|sshd| (crate::ssh::provider(&sshd, 1), Some(sshd))));
     providers
+}
+
+fn command(dir: &Path, sshd: Option<&Sshd>) -> Command {
+    let mut command = offload(dir);
+    command.envs(sshd.map(|sshd| ("PATH", sshd.search_path())));
+    command
 }
 
 fn clean(provider: &str, dir: &Path) {
@@ -67,9 +77,9 @@ fn files_come_back_from_every_provider() {
     let test = "mkdir -p \"out/a b/deep\"; echo 1 >\"out/a b/it's.png\"; echo 2 >'out/a b/deep/$x.png'\n\
                 echo 3 >out/no.txt; echo 4 >top.log; ln -s top.log link.log; ln -s /etc out/etc; mkfifo fifo.log\n";
     let globs = "download_globs = [\"out/**/*.png\", \"*.log\", \"nothing/*\", \"out/etc/*\"]";
-    for provider in providers() {
+    for (provider, sshd) in providers() {
         let dir = project(&provider, globs, &[("t/a.sh", test)]);
-        let run = Run::new(offload(dir.path()), ["run"]).exits(0).never_says("warning");
+        let run = Run::new(command(dir.path(), sshd.as_ref()), ["run"]).exits(0).never_says("warning");
         let found = brought(run.reports.path());
         assert_eq!(found, ["out/a b/deep/$x.png: 2", "out/a b/it's.png: 1", "top.log: 4"], "{provider}");
         clean(&provider, dir.path());
@@ -79,13 +89,13 @@ fn files_come_back_from_every_provider() {
 #[test]
 fn files_come_only_after_a_failure_if_that_is_asked_for() {
     let globs = "download_globs = [\"*.log\"]\ndownload_globs_failure_only = true";
-    for provider in providers() {
+    for (provider, sshd) in providers() {
         let dir = project(&provider, globs, &[("t/good.sh", "echo good >good.log\n")]);
-        let run = Run::new(offload(dir.path()), ["run"]).exits(0);
+        let run = Run::new(command(dir.path(), sshd.as_ref()), ["run"]).exits(0);
         assert_eq!(brought(run.reports.path()), [""; 0], "{provider}");
         std::fs::write(dir.path().join("t/bad.sh"), "echo bad >bad.log; exit 1\n").unwrap();
         let _ = std::fs::remove_file(dir.path().join("good.log"));
-        let run = Run::new(offload(dir.path()), ["run"]).exits(1);
+        let run = Run::new(command(dir.path(), sshd.as_ref()), ["run"]).exits(1);
         assert!(brought(run.reports.path()).contains(&"bad.log: bad".to_owned()), "{provider}");
         clean(&provider, dir.path());
     }
@@ -108,6 +118,29 @@ fn what_workers_leave_comes_back_at_the_end_of_their_sandbox() {
     let run = Run::new(command, ["-j", "1", "--provider", "docker"]).exits(1);
     assert_eq!(brought(run.reports.path()), ["left.txt: left"]);
     Run::new(offload(&workspace.dir), ["clean"]).exits(0);
+}
+
+#[test]
+fn what_workers_leave_comes_back_from_a_host_too() {
+    let Some(sshd) = Sshd::start() else { return };
+    let config = format!("[provider]\n{}[report]\ndownload_globs = [\"left-*\"]\n", crate::ssh::provider(&sshd, 2));
+    let library = "#[test] fn a() { std::fs::write(\"left-a\", \"a\").unwrap(); }\n\
+                   #[test] fn b() { std::fs::write(\"left-b\", \"b\").unwrap(); }\n";
+    let files = [("Cargo.toml", &*manifest("leaves-files-far")), ("src/lib.rs", library), ("offload.toml", &*config)];
+    let workspace = Workspace::shared("leaves-files-far", &files);
+    let mut run = cargo_offload(&workspace.dir);
+    run.env("PATH", sshd.search_path());
+    let run = Run::new(run, ["-j", "1"]).exits(0);
+    assert_eq!(brought(run.reports.path()), ["left-a: a", "left-b: b"]);
+
+    let python = crate::python_support::python();
+    let pytest = format!("[framework]\ntype = \"pytest\"\ncommand = \"{} -m pytest\"\n", python.display());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("t")).unwrap();
+    std::fs::write(dir.path().join("offload.toml"), format!("{config}{pytest}")).unwrap();
+    std::fs::write(dir.path().join("t/test_it.py"), "def test(): open('left-p', 'w').write('p')\n").unwrap();
+    let run = Run::new(command(dir.path(), Some(&sshd)), ["run", "-j", "1"]).exits(0);
+    assert_eq!(brought(run.reports.path()), ["left-p: p"]);
 }
 
 #[test]

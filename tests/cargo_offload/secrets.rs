@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::docker_support::image;
+use crate::sshd_support::Sshd;
 use crate::support::{Run, Workspace, cargo_offload, manifest, offload};
 
 /// The secret that comes from the environment. The other is in the file, and every format writes it in another way.
@@ -133,11 +134,18 @@ fn the_variables_of_pytest_are_not_in_its_command_line() {
     let framework = format!(
         "[framework]\ntype = \"pytest\"\ncommand = \"python3 -m pytest\"\n[framework.env]{ENV}ROOTED = \"${{OUTER}}:{{root}}/x\"\n"
     );
-    let mut providers = vec!["type = \"local\"\n".to_owned(), TEMPDIR.to_owned()];
-    providers.extend(image().map(|image| format!("type = \"docker\"\nimage = \"{image}\"\n")));
-    for provider in providers {
+    let mut providers = vec![("type = \"local\"\n".to_owned(), None), (TEMPDIR.to_owned(), None)];
+    providers.extend(image().map(|image| (format!("type = \"docker\"\nimage = \"{image}\"\n"), None)));
+    providers.extend(Sshd::start().map(|sshd| (crate::ssh::provider(&sshd, 1), Some(sshd))));
+    for (provider, sshd) in providers {
+        // On a host there is no environment of ours that would say which Python.
+        let python = crate::python_support::python();
+        let far = framework.replace("python3", python.to_str().unwrap());
+        let framework = if sshd.is_some() { &far } else { &framework };
         let dir = project(&format!("[provider]\n{provider}{framework}"), &[("t/test_it.py", test)]);
-        let run = is_silent(Run::new(command(dir.path()), ["run", "-vv"]).exits(1));
+        let mut tells = command(dir.path());
+        tells.envs(sshd.as_ref().map(|sshd| ("PATH", sshd.search_path())));
+        let run = is_silent(Run::new(tells, ["run", "-vv"]).exits(1));
         run.says("AssertionError: assert 'Bearer ***' == 'nothing'")
             .says("'OPEN': 'open-value'")
             .says("'MARKED': '***'");
@@ -171,6 +179,22 @@ fn a_container_is_given_what_its_image_does_not_hold() {
     std::fs::write(dir.path().join("offload.toml"), failing).unwrap();
     is_silent(Run::new(command(dir.path()), ["run"]).exits(3)).says("exit code 5\n  ***");
     Run::new(command(dir.path()), ["clean"]).exits(0);
+}
+
+#[test]
+fn a_host_is_given_what_is_in_no_file_and_in_no_command_line() {
+    let Some(sshd) = Sshd::start() else { return };
+    let provider = crate::ssh::provider(&sshd, 1);
+    let config = format!("[provider]\n{provider}[provider.env]{ENV}{SHELL_TESTS}");
+    // The host is this machine: its processes are those of the run, too.
+    let dir = project(&config, &[("t/telltale.sh", TELLTALE)]);
+    let mut run = command(dir.path());
+    run.env("PATH", sshd.search_path()).env("OFFLOAD_LOG", "trace");
+    is_silent(Run::new(run, ["run", "-vv", "--trace"]).exits(1)).says("MARKED=***\n");
+    for path in sshd.left().iter().filter(|path| !path.ends_with("telltale.sh")) {
+        let text = std::fs::read(sshd.workdir().join(path)).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&text).contains(OUTER), "a secret is in {path}");
+    }
 }
 
 #[test]

@@ -62,6 +62,11 @@ fn item(sshd: &Sshd, slots: u32) -> String {
     format!("{{ host = \"127.0.0.1\", port = {port}, slots = {slots}, workdir = \"{}\" }}", workdir.display())
 }
 
+/// What stands in `[provider]` for a server.
+pub fn provider(sshd: &Sshd, slots: u32) -> String {
+    format!("type = \"ssh\"\nhosts = [{}]\n", item(sshd, slots))
+}
+
 /// Shell scripts as tests, each alone in its command.
 const SHELL_TESTS: &str = r#"
 [framework]
