@@ -47,6 +47,8 @@ pub(super) struct Job {
     pub key: TestKey,
     pub instance: TestInstance,
     pub unit: Option<UnitKey>,
+    /// How long the test takes, as far as earlier runs say.
+    pub expected: Option<Duration>,
 }
 
 /// What all runners of a run share.
@@ -189,6 +191,7 @@ impl TestRunner {
                         ordinal: address.ordinal,
                         attempt: job.instance.attempt,
                         timeout: record.timeout.unwrap_or(self.timeout),
+                        expected: job.expected,
                     });
                 }
                 worker.run(tests);

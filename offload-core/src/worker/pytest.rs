@@ -9,6 +9,7 @@
 //!   sandbox that is somewhere else, and `roll` is what both know of who is there,
 //! - `template` is the process that forks workers on this machine,
 //! - `serve` drives one worker for the sandbox that it stands for, and replaces it when it breaks,
+//! - `ahead` says how much a worker is told in advance,
 //! - `message` and `link` are what is said and how it travels, `relay` the way to another place,
 //! - `site` is what can be done where processes are, `output` is what is left in files.
 //!
@@ -16,6 +17,7 @@
 //! where is the scheduler's. What the processes send is untrusted, although it is code of the user's own: a test may
 //! write to any descriptor.
 
+mod ahead;
 mod directory;
 mod far;
 mod host;
@@ -47,4 +49,6 @@ pub(crate) struct PytestItem {
     pub attempt: u32,
     /// [`Duration::MAX`]: none.
     pub timeout: Duration,
+    /// How long it takes, as far as earlier runs say.
+    pub expected: Option<Duration>,
 }

@@ -153,6 +153,7 @@ impl Dispatcher<'_> {
                 key: assignment.test.0,
                 instance: TestInstance { record: Arc::clone(&test.record), attempt: assignment.attempt },
                 unit: test.unit,
+                expected: self.orchestrator.expected(&test.record),
             });
         }
         runner.run(jobs);

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::PytestItem;
+use super::ahead::{self, Pace};
 use super::host::{Forked, PytestHost, WorkerProcess, worker_down};
 use super::link::LinkError;
 use super::message::{Exit, Incoming, Outgoing, RunLine};
@@ -33,14 +34,6 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(3);
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a worker may take to end once it has said good-bye (plugins and libraries clean up at exit).
 const BYE_PATIENCE: Duration = Duration::from_secs(10);
-/// A worker is told of tests for this long ahead...
-const AHEAD: Duration = Duration::from_millis(5);
-/// ...and of this many at most.
-const AHEAD_TESTS: u32 = 16;
-/// What a test is taken to last where nobody knows yet, and a worker is too far away to be asked soon.
-const GUESS: Duration = Duration::from_millis(10);
-/// How many tests such a worker is told of at most.
-const FAR_AHEAD_TESTS: u32 = 1000;
 /// How many lines of stacks a report shows.
 const DUMP_LINES: usize = 500;
 /// How many lines that were written by a process that died a report shows.
@@ -106,7 +99,7 @@ impl PytestWorker {
             process,
             queue: VecDeque::new(),
             told: 0,
-            pace: None,
+            pace: Pace::default(),
             running: None,
             blamed: false,
             heard: (0, 0),
@@ -181,8 +174,7 @@ struct Serving {
     queue: VecDeque<PytestItem>,
     /// How many of those, from the first, the worker has been told of.
     told: usize,
-    /// The file that the worker is in, and how long tests take there.
-    pace: Option<(u32, Duration)>,
+    pace: Pace,
     running: Option<Running>,
     /// The worker is ending because of a test, of which this has been told.
     blamed: bool,
@@ -351,23 +343,15 @@ impl Serving {
     /// Tells the worker of as many tests as keep it busy, and of several at a time.
     fn feed(&mut self) {
         let Process::Up(worker) = &mut self.process else { return };
-        let Some(next) = self.queue.get(self.told) else { return };
-        let unit = next.unit;
-        // What is said takes so long to arrive.
-        let far = worker.site.round_trip() * 2;
-        let known = self.pace.filter(|(here, _)| *here == unit).map(|(_, each)| each);
-        let ahead = match known {
-            _ if far > AHEAD => tests_in(far, known.unwrap_or(GUESS), FAR_AHEAD_TESTS),
-            Some(each) => tests_in(AHEAD, each, AHEAD_TESTS),
-            // Of a file that it has run nothing of yet nobody knows how long its tests take.
-            None => 1,
-        };
-        if self.closing || self.told > ahead / 2 {
+        if self.closing {
             return;
         }
-        let items = self.queue.iter().skip(self.told).take(ahead - self.told);
-        let tests: Vec<RunLine> =
-            items.take_while(|item| far > AHEAD || item.unit == unit).map(RunLine::from).collect();
+        let running = self.running.as_ref().map(|running| &running.item);
+        let more = ahead::more(self.queue.iter(), self.told, running, self.pace, worker.site.round_trip());
+        if more == 0 {
+            return;
+        }
+        let tests: Vec<RunLine> = self.queue.iter().skip(self.told).take(more).map(RunLine::from).collect();
         self.told += tests.len();
         worker.link.send(&Outgoing::Run { tests: &tests });
     }
@@ -390,11 +374,7 @@ impl Serving {
             Incoming::Finished(key, result) => {
                 let running = self.running.take_if(|running| running.item.key == key).map(|running| running.item);
                 let Some(item) = running.or_else(|| self.remove(key)) else { return };
-                let each = match self.pace {
-                    Some((unit, each)) if unit == item.unit => (each * 3 + result.duration) / 4,
-                    _ => result.duration,
-                };
-                self.pace = Some((item.unit, each.max(result.duration)));
+                self.pace.observe(item.unit, result.duration);
                 self.feed();
                 self.say(Message::Finished { key, result });
             }
@@ -546,7 +526,7 @@ impl Serving {
             self.on_loss(fate);
             return false;
         }
-        self.pace = None;
+        self.pace = Pace::default();
         if exit.is_none() {
             // Its connection is closed and it may still live.
             worker.kill();
@@ -661,9 +641,4 @@ async fn last_words(worker: &WorkerProcess, heard: (u64, u64)) -> (Option<String
     let (words, written) = read(&worker.output, heard.1, LAST_WORDS).await;
     let all: Vec<String> = [stacks, words].into_iter().filter(|text| !text.is_empty()).collect();
     ((!all.is_empty()).then(|| all.join("\n\n")), (dumped, written))
-}
-
-/// How many tests that last `each` there are in a time, at least one.
-fn tests_in(time: Duration, each: Duration, most: u32) -> usize {
-    (time.as_micros() / each.as_micros().max(1)).clamp(1, u128::from(most)) as usize
 }
