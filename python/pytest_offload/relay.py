@@ -236,7 +236,7 @@ class Relay:
         for name, value in message["env"].items():
             os.environ[name] = value.replace("{root}", root)
         self.silence = message["silence"]
-        self.directory = tempfile.mkdtemp(prefix="offload-")
+        self.directory = tempfile.mkdtemp(prefix="offload-", dir=scratch())
         script = os.path.join(self.directory, "worker.py")
         with open(script, "wb") as file:
             file.write(message["worker"].encode("utf-8"))
@@ -391,6 +391,13 @@ class Relay:
             import shutil
 
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def scratch() -> "Optional[str]":
+    """Where the sandbox removes what a relay leaves that is killed; None where it has no such place."""
+    path = os.environ.pop("OFFLOAD_SCRATCH", None)
+    # The path of a socket is short.
+    return path if path and len(path) < 80 and os.path.isdir(path) else None
 
 
 def kill(pid: int) -> None:

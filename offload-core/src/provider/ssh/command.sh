@@ -13,6 +13,8 @@ done >"$own/$$.sh" || exit 1
 exec 7<"$own/$$.sh" || exit 1
 rm -f "$own/$$.sh"
 umask "$umask"
+# What is put there goes with the connection, however it ends.
+export OFFLOAD_SCRATCH="$own"
 printf '\036%s %s\n' "$nonce" "$$"
 printf '\036%s\n' "$nonce" >&2
 if [ -n "$input" ]; then
