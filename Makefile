@@ -30,7 +30,8 @@ test: $(VENV)/ready $(PLUGINS)/ready
 	tests/with_docker.sh $(VENV)/bin/python -m pytest --offload python/tests
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/test/*.whl
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest python/tests/test_plugins*.py
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest -p pytest_offload.plugin --offload \
+		python/tests/test_plugins*.py
 	$(VENV)/bin/python tests/every_python.py target/wheels/test/*.whl
 
 # Builds the wheel without optimisation and installs it into the environment of the tests.

@@ -111,12 +111,15 @@ class Closed(Exception):
     """The orchestrator has gone."""
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), default=str, allow_nan=False).encode
+
+
 def to_json(message: object) -> str:
     """One line of JSON, whatever plugins have put into reports: what JSON cannot hold becomes its text."""
     try:
-        return json.dumps(message, separators=(",", ":"), default=str, allow_nan=False)
+        return _encode(message)
     except (ValueError, TypeError):
-        return json.dumps(_plain(message), separators=(",", ":"))
+        return _encode(_plain(message))
 
 
 def _plain(value: object) -> object:
@@ -151,6 +154,14 @@ class Channel:
         """Holds a message back until `flush`: what belongs together is one write and wakes the reader once."""
         fields["type"] = kind
         self._unsent.append(to_json(fields))
+
+    def post_started(self, key: int) -> None:
+        """Said of every test, as is the next one: without the general encoder, which costs more than the rest of it."""
+        self._unsent.append(f'{{"type":"started","key":{key}}}')
+
+    def post_passed(self, key: int, durations: list[float]) -> None:
+        """The result of a test of which there is nothing else to say. Durations are finite."""
+        self._unsent.append(f'{{"type":"finished","key":{key},"durations":{durations},"outcome":"passed"}}')
 
     def flush(self) -> None:
         if not self._unsent:
@@ -1493,7 +1504,7 @@ class Worker:
             self._renew(item)
         else:
             self.ran[item] = len(item.user_properties)
-        self.channel.post("started", key=key)
+        self.channel.post_started(key)
         self.channel.flush()
         self._execute(key, item, nextitem)
 
@@ -1605,7 +1616,7 @@ class Worker:
             if self.isolated is not None:
                 self.isolated.passed(durations)
             else:
-                self.channel.post("finished", key=key, durations=durations, outcome="passed")
+                self.channel.post_passed(key, durations)
             return
         config = self.session.config
         if len(reports) != 3:
@@ -1690,7 +1701,7 @@ class Isolated:
             )
         elif self._shared[self.PASSED]:
             durations = self.DURATIONS.unpack_from(self._shared, self.DURATIONS_AT)
-            worker.channel.post("finished", key=key, durations=durations, outcome="passed")
+            worker.channel.post_passed(key, list(durations))
 
     def passed(self, durations: list[float]) -> None:
         """In the child: the test has passed, and there is nothing more to say about it."""

@@ -4,6 +4,7 @@
 //! of its own and hands its events to a Python callback in batches. What pytest makes of them is the plugin's business.
 
 mod event;
+mod nap;
 mod options;
 mod session;
 mod settings;

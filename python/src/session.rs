@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::event::{Collector, Queue, to_list};
+use crate::nap;
 use crate::options::{Options, init_message};
 
 /// How often Python may handle signals while a session runs.
@@ -60,6 +61,8 @@ impl Session {
             let _end = end;
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
+                .on_thread_park(nap::before_waiting)
+                .on_thread_unpark(nap::after_waiting)
                 .build()
                 .map_err(|error| format!("the asynchronous runtime could not be started: {error}"))?;
             let result = runtime.block_on(orchestrator.run(&[])).map_err(|error| error.to_string())?;
