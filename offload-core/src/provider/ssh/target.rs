@@ -4,8 +4,10 @@
 //! line. What is set here keeps it from asking questions, from forwarding what a run has no use for, and from trusting
 //! hosts that nobody has checked.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -31,6 +33,9 @@ pub(super) struct Target {
     /// The program.
     ssh: PathBuf,
     options: Vec<String>,
+    /// That of this process, as it was when the target was made: in a Python that runs tests, others change it at any time,
+    /// and a process that is started meanwhile is given what is no longer there.
+    environment: Arc<[(OsString, OsString)]>,
 }
 
 impl Target {
@@ -63,7 +68,7 @@ impl Target {
         if let Some(port) = config.port {
             options.extend(["-p".to_owned(), port.to_string()]);
         }
-        Self { config: config.clone(), ssh: ssh.to_owned(), options }
+        Self { config: config.clone(), ssh: ssh.to_owned(), options, environment: std::env::vars_os().collect() }
     }
 
     /// How messages call it.
@@ -83,6 +88,7 @@ impl Target {
     /// `ssh` with everything but what to run.
     pub(super) fn ssh(&self) -> Command {
         let mut ssh = Command::new(&self.ssh);
+        ssh.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
         ssh.args(&self.options).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C is for us to hear; what it means for others, they are told.
         ssh.process_group(0);
@@ -228,6 +234,17 @@ mod tests {
             ..SshHostConfig::default()
         };
         Target::new(&config, Path::new("/project"), Path::new("ssh"))
+    }
+
+    #[test]
+    fn the_environment_is_that_of_the_beginning() {
+        let target = target();
+        let ssh = target.ssh();
+        let given: Vec<_> = ssh.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))).collect();
+        assert!(
+            given.iter().any(|(name, value)| *name == "PATH" && Some(*value) == std::env::var_os("PATH").as_deref())
+        );
+        assert_eq!(given.len(), std::env::vars_os().count());
     }
 
     #[test]
