@@ -99,7 +99,8 @@ class Nodes(dict[str, WorkerNode]):
         own = set(node.workerinput)
         seed = getattr(self.config.option, "randomly_seed", None)
         if isinstance(seed, int):
-            # pytest-randomly hands its seed over where xdist is installed, but looks for it in every worker.
+            # pytest-randomly hands its seed over where it finds xdist, which `-p no:xdist` prevents, but looks for it
+            # in every worker.
             node.workerinput["randomly_seed"] = seed
         hook = self._hook("pytest_configure_node")
         if hook is not None:
@@ -119,7 +120,7 @@ class Nodes(dict[str, WorkerNode]):
             hook(node=node, error=error)
 
     def _hook(self, name: str) -> Any:
-        """The hook, where some plugin implements it. Without xdist nothing declares it."""
+        """The hook, where some plugin implements it. With `-p no:xdist` nothing may declare it."""
         hook = getattr(self.config.hook, name, None)
         return hook if hook is not None and hook.get_hookimpls() else None
 

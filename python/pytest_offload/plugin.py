@@ -20,11 +20,17 @@ import pytest
 
 from . import conftests, coverage, early, options
 from .options import Settings
-from .worker import register_group_marker
+from .worker import register_group_marker, stand_in_for_xdist
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     options.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("offload-controller"):
+        stand_in_for_xdist(config)
 
 
 @pytest.hookimpl(trylast=True)

@@ -68,6 +68,8 @@ IDENTITY_READERS = (
     "collections.abc",
     "pluggy.",
 )
+# xdist's options as they are where nothing is distributed.
+XDIST_OPTIONS: tuple[tuple[str, Any], ...] = (("dist", "no"), ("numprocesses", None), ("tx", []), ("distload", False))
 # As xdist describes its marker, for where xdist is not installed.
 XDIST_GROUP = "xdist_group(name): with --offload-dist=loadgroup, tests of one group run in one sandbox, in order."
 # The options of the plugin, for where it is not: those of `pytest --offload` can be in a project's `addopts`.
@@ -615,6 +617,61 @@ def xdist_fixtures() -> types.ModuleType:
     return plugin
 
 
+def stand_in_for_xdist(config: pytest.Config) -> None:
+    """Has plugins find xdist where it is not installed, in the controller as in the workers.
+
+    Many register what they have for workers only where there is a plugin of that name, and rely on it in every process
+    that has a `config.workerinput`.
+    """
+    plugins = config.pluginmanager
+    # Named by `-p`, it has the name of its module.
+    if plugins.hasplugin("xdist") or plugins.hasplugin("xdist.plugin"):
+        return
+    plugins.add_hookspecs(_xdist_hooks())
+    plugins.register(types.ModuleType("offload_xdist"), "xdist")
+    # Who has found the plugin may look at its options without asking whether there are any.
+    for name, value in XDIST_OPTIONS:
+        if not hasattr(config.option, name):
+            setattr(config.option, name, copy.copy(value))
+
+
+def _xdist_hooks() -> types.ModuleType:
+    """Declares the hooks of xdist's that plugins implement. Those that are not called here are so never called."""
+
+    def pytest_configure_node(node: object) -> None:
+        pass
+
+    def pytest_testnodeready(node: object) -> None:
+        pass
+
+    def pytest_testnodedown(node: object, error: object) -> None:
+        pass
+
+    def pytest_xdist_setupnodes(config: pytest.Config, specs: object) -> None:
+        pass
+
+    def pytest_xdist_newgateway(gateway: object) -> None:
+        pass
+
+    def pytest_xdist_node_collection_finished(node: object, ids: object) -> None:
+        pass
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> None:
+        pass
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_xdist_auto_num_workers(config: pytest.Config) -> None:
+        pass
+
+    def pytest_handlecrashitem(crashitem: object, report: object, sched: object) -> None:
+        pass
+
+    specs = types.ModuleType("offload_xdist_hooks")
+    specs.__dict__.update({name: spec for name, spec in locals().items() if name.startswith("pytest_")})
+    return specs
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The plugin: what a worker's pytest does differently
 
@@ -712,13 +769,15 @@ class WorkerPlugin:
             config.workerinput = workerinput  # type: ignore[attr-defined]
             config.workeroutput = {}  # type: ignore[attr-defined]
         option = config.option
-        for name, value in (("dist", "no"), ("numprocesses", None), ("tx", []), ("distload", False)):
+        for name, value in XDIST_OPTIONS:
             if hasattr(option, name):
-                setattr(option, name, value)
+                setattr(option, name, copy.copy(value))
         option.usepdb = False
         if not config.pluginmanager.hasplugin("xdist"):
             config.pluginmanager.register(xdist_fixtures(), "offload-fixtures")
             register_group_marker(config)
+            if not self.init.get("alone"):
+                stand_in_for_xdist(config)
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:

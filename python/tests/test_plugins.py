@@ -432,6 +432,33 @@ def test_what_cannot_be_passed_to_workers_is_named(run: Runner) -> None:
     assert "workerinput['tuple'] is of type object, which cannot be sent to a worker" in outcome.text + outcome.errors
 
 
+XDIST_ASKED_FOR = """
+class ForWorkers:
+    def pytest_configure_node(self, node):
+        node.workerinput["given"] = "given"
+    def pytest_testnodedown(self, node, error):
+        open("down", "a").write(node.workerinput["given"] + " ")
+def pytest_configure(config):
+    if config.pluginmanager.hasplugin("xdist"):
+        assert (config.option.numprocesses, config.getoption("dist")) == (None, "no")
+        config.pluginmanager.register(ForWorkers())
+    if hasattr(config, "workerinput"):
+        config.given = config.workerinput["given"]
+"""
+
+
+@pytest.mark.parametrize("start", START)
+def test_a_plugin_that_asks_for_xdist_is_told_the_same_in_every_process(run: Runner, start: str) -> None:
+    run.load()
+    run.write(
+        conftest=XDIST_ASKED_FOR,
+        test_a="def test_a(pytestconfig): assert pytestconfig.given == 'given'\ndef test_b(): pass",
+    )
+    outcome = run.offload(start)
+    assert outcome.exit_code == 0, outcome.text + outcome.errors
+    assert set((run.path / "down").read_text().split()) == {"given"}
+
+
 # -- hypothesis
 
 
