@@ -1,11 +1,13 @@
 //! The run itself: one task that takes in every fact, asks the scheduler what to do, does it, and tells the reports.
 //!
-//! Here are its state and its loop. `facts` is what comes in, `actions` what the scheduler wants done about it, `reserve`
-//! the sandboxes that discovery wants before the scheduler does, `end` what is left to do when nothing is left to run.
+//! Here are its state and its loop. `facts` is what comes in, `actions` what the scheduler wants done about it, `place`
+//! what a sandbox has to do, `reserve` the sandboxes that discovery wants before the scheduler does, `end` what is left to do
+//! when nothing is left to run.
 
 mod actions;
 mod end;
 mod facts;
+mod place;
 mod reserve;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex, mpsc, watch};
 
+use self::place::Place;
 use self::reserve::Reserve;
 use super::artifacts::Artifacts;
 use super::cancel::Urgency;
@@ -22,7 +25,7 @@ use super::mask::mask;
 use super::pool::SandboxPool;
 use super::remote::Session;
 use super::result::RunResult;
-use super::runner::{Report, RunnerContext, TestRunner};
+use super::runner::{Report, RunnerContext};
 use super::scheduler::{Feed, SandboxIndex, Scheduler, SchedulerConfig, TestIndex};
 use super::settle::count;
 use super::{Orchestrator, OrchestratorError};
@@ -57,23 +60,6 @@ struct Test {
     unit: Option<UnitKey>,
     attempts: Vec<Attempt>,
     settled: bool,
-}
-
-/// An attempt that a sandbox has, started or not.
-struct Assigned {
-    attempt: u32,
-    started_at: Option<Duration>,
-    slow: bool,
-}
-
-/// A sandbox, from the decision to create it to its end.
-struct Place {
-    id: Arc<str>,
-    runner: Option<TestRunner>,
-    assigned: HashMap<TestKey, Assigned>,
-    busy: Duration,
-    /// Whether a test failed in it; `None` while none has ended.
-    failed: Option<bool>,
 }
 
 pub(super) struct Dispatcher<'a> {

@@ -1,10 +1,10 @@
 //! What the scheduler wants done: creating sandboxes, giving them tests and taking those back, settling outcomes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Assigned, Dispatcher, Fact, Place};
+use super::place::{Assigned, Place};
+use super::{Dispatcher, Fact};
 use crate::event::{FinishedTest, RunEvent, StopReason};
 use crate::framework::{Execution, TestInstance, TestOutcome};
 use crate::orchestrator::remote::Session;
@@ -22,9 +22,7 @@ impl Dispatcher<'_> {
             match action {
                 Action::CreateSandbox(index) => {
                     let id = format!("{}-{}", self.run_id, index.0).into();
-                    let place =
-                        Place { id, runner: None, assigned: HashMap::new(), busy: Duration::ZERO, failed: None };
-                    self.places.insert(index, place);
+                    self.places.insert(index, Place::new(id));
                     if self.take_from_reserve(index) {
                         continue;
                     }

@@ -257,6 +257,7 @@ impl Dispatcher<'_> {
         let Some(assigned) = place.assigned.remove(&key) else { return };
         result.duration = result.duration.min(LONGEST_TEST);
         place.busy = place.busy.saturating_add(result.duration);
+        place.last_result = now;
         place.failed = Some(place.failed == Some(true) || result.outcome.is_failure());
         self.losses_in_a_row = 0;
         let verdict = if result.outcome.is_failure() { Verdict::Failed } else { Verdict::Passed };
@@ -309,19 +310,9 @@ impl Dispatcher<'_> {
 
     pub(super) fn on_tick(&mut self) {
         let now = self.now();
-        let limit = self.orchestrator.config.offload.slow_test;
-        let mut slow = Vec::new();
-        for place in self.places.values_mut() {
-            for (&key, assigned) in &mut place.assigned {
-                if let Some(started_at) = assigned.started_at
-                    && !assigned.slow
-                    && now.saturating_sub(started_at) > limit
-                {
-                    assigned.slow = true;
-                    slow.push((key, now.saturating_sub(started_at)));
-                }
-            }
-        }
+        let offload = &self.orchestrator.config.offload;
+        let (limit, at_once) = (offload.slow_test, offload.max_parallel.max(1));
+        let slow: Vec<_> = self.places.values_mut().flat_map(|place| place.slow(now, limit, at_once)).collect();
         for (key, elapsed) in slow {
             let test = Arc::clone(&self.tests[key as usize].info);
             self.emit(RunEvent::TestSlow { test, elapsed });
