@@ -1606,7 +1606,7 @@ class Worker:
         """Makes an item that has run fit to run again, as pytest-rerunfailures does."""
         del item.user_properties[self.ran[item] :]
         item._report_sections = []
-        self._tear_down(item, [self.session])
+        self._tear_down([self.session], self._scopes_down)
         info = getattr(item, "_fixtureinfo", None)
         for definitions in info.name2fixturedefs.values() if info is not None else ():
             for definition in definitions:
@@ -1633,23 +1633,36 @@ class Worker:
 
     def _tear_down_stale(self, item: nodes.Item | None) -> None:
         """Tears down scopes that the last test left standing and `item` does not need."""
-        self._tear_down(item, item.listchain() if item is not None else [])
 
-    def _tear_down(self, item: nodes.Item | None, needed: list[Any]) -> None:
-        state = self.session._setupstate
-        standing = list(state.stack)
+        def tear_down(last: nodes.Item, needed: list[Any]) -> None:
+            # Hooks that look at what follows took the last test's own copy for it, and now see what does follow.
+            caller = last.ihook.pytest_runtest_teardown
+            told = {impl.plugin for impl in caller.get_hookimpls() if "nextitem" in impl.argnames}
+            if told == {runner}:
+                self._scopes_down(last, needed)
+                return
+            plugins = self.session.config.pluginmanager
+            hook = plugins.subset_hook_caller("pytest_runtest_teardown", plugins.get_plugins() - told)
+            hook(item=last, nextitem=item)
+
+        self._tear_down(item.listchain() if item is not None else [], tear_down)
+
+    def _scopes_down(self, _last: nodes.Item, needed: list[Any]) -> None:
+        self.session._setupstate.teardown_exact(_Chain(needed) if needed else None)
+
+    def _tear_down(self, needed: list[Any], how: Callable[[nodes.Item, list[Any]], None]) -> None:
+        standing = list(self.session._setupstate.stack)
         if self.last is None or standing == needed[: len(standing)]:
             return
         key, last = self.last
         plugin = self.plugin
-        target = _Chain(needed) if needed else None
         last._report_sections = []
         capture = self.session.config.pluginmanager.getplugin("capturemanager")
         capturing = capture.item_capture("teardown", last) if capture is not None else contextlib.nullcontext()
 
         def tear_down() -> None:
             with capturing:
-                state.teardown_exact(target)
+                how(last, needed)
 
         call = runner.CallInfo.from_call(tear_down, when="teardown", reraise=(pytest.exit.Exception,))
         plugin.leave_if_forked()

@@ -449,3 +449,28 @@ def test_keyboard_interrupt_in_a_test_fails_that_test_only(run: Runner) -> None:
     outcome = run.offload()
     assert outcome.counts == {"failed": 1, "passed": 12}
     assert ("test_a.py::test_a", "failed") in outcome.outcomes
+
+
+CLASS_BY_HOOKS = """
+current = None
+def pytest_runtest_setup(item):
+    global current
+    if current is None:
+        current = item.getparent(pytest.Class)
+    assert item.getparent(pytest.Class) is current
+def pytest_runtest_teardown(item, nextitem):
+    global current
+    if nextitem is None or nextitem.getparent(pytest.Class) is not current:
+        current = None
+def pytest_sessionfinish():
+    assert current is None
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["--offload-start-method=fork", "--offload-start-method=spawn", "--offload-isolation=test"]
+)
+def test_a_hook_that_looks_at_the_next_test_sees_the_one_that_follows(run: Runner, how: str) -> None:
+    tests = "    @pytest.mark.parametrize('i', range(4))\n    def test(self, i): pass\n"
+    run.write(conftest=CLASS_BY_HOOKS, test_a="".join(f"class Test{name}:\n{tests}" for name in "ABC"))
+    assert run.offload(how).comparable() == run.plain().comparable()
