@@ -1926,6 +1926,17 @@ def settle_elsewhere(init: Message, directory: str) -> None:
                 json.dump(value, file)
 
 
+def without_our_plugin(args: Sequence[str]) -> list[str]:
+    """The arguments without `-p pytest_offload.plugin`: its options are stood in for, and it has nothing to do here."""
+    kept: list[str] = []
+    for arg in args:
+        if arg == "pytest_offload.plugin" and kept and kept[-1] == "-p":
+            kept.pop()
+        elif arg != "-ppytest_offload.plugin":
+            kept.append(arg)
+    return kept
+
+
 def main(argv: list[str], forked: bool) -> int:
     socket_path, nonce = argv[1:3]
     environ = dict(os.environ)
@@ -1956,6 +1967,7 @@ def main(argv: list[str], forked: bool) -> int:
     if init.get("elsewhere"):
         settle_elsewhere(init, os.path.dirname(socket_path))
     if init.get("standalone"):
+        init["args"] = without_our_plugin(init["args"])
         # Nothing is to be left behind, and nobody else to be met.
         init["basetemp"] = os.path.join(os.path.dirname(socket_path), "tmp")
         if init.get("cwd_on_path"):
@@ -1973,7 +1985,17 @@ def main(argv: list[str], forked: bool) -> int:
         watch.start()
     plugin = WorkerPlugin(channel, nonce, init, watch)
     plugin.hear(early)
-    code = int(pytest.main(list(init["args"]), plugins=[plugin]))
+    try:
+        code = int(pytest.main(list(init["args"]), plugins=[plugin]))
+    except Exception:
+        plugin.leave_if_forked()
+        if plugin.worker_id is not None:
+            raise
+        # Of pytest or a plugin, before there was a session: shown as whatever else keeps pytest from starting.
+        import traceback
+
+        traceback.print_exc()
+        code = int(pytest.ExitCode.INTERNAL_ERROR)
     plugin.leave_if_forked()
     channel = plugin.channel
     if plugin.replace:

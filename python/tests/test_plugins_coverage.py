@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import coverage
 import pytest
-from conftest import Outcome, Runner
+from conftest import PATHS, Outcome, Runner
+from sshd import SERVER, Sshd
 
 LIBRARY = """
 def sign(number):
@@ -137,6 +141,31 @@ def test_the_same_is_measured(run: Runner, start: str, args: tuple[str, ...]) ->
     # Who measured is not known where nothing was run.
     heading = r"^_+ coverage.*_+\n"
     assert re.sub(heading, "", plain[2]) == re.sub(heading, "", offload[2])
+
+
+@pytest.mark.skipif(not os.path.exists(SERVER), reason=f"needs {SERVER} (apt-get install openssh-server)")
+def test_the_same_is_measured_on_a_host(
+    run: Runner, start: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = Sshd(tmp_path_factory.mktemp("sshd"))
+    (run.path / "offload.toml").write_text(
+        f'[provider]\ntype = "ssh"\nhosts = [{sshd.item(2)}]\n'
+        f'[framework]\ntype = "pytest"\ncommand = "{sys.executable} -m pytest"\n'
+        # The plugin that records what the controller reports, and none but those that are asked for.
+        f'env = {{ PYTEST_DISABLE_PLUGIN_AUTOLOAD = "1", PYTHONPATH = "{os.pathsep.join(PATHS)}" }}\n',
+        encoding="utf-8",
+    )
+    # A home directory does not travel, and pytester makes the project one.
+    monkeypatch.setenv("HOME", str(run.path.parent))
+    monkeypatch.setenv("PATH", sshd.search_path)
+    try:
+        args = ("--cov=library", "--cov-branch", "--cov-report=term-missing")
+        plain, offload = [(measured(run), table(outcome)) for outcome in both(run, start, *args)]
+        assert [Path(path).name for path in plain[0]] == ["library.py"]
+        assert plain == offload
+        assert sshd.runs() == []
+    finally:
+        sshd.stop()
 
 
 def test_contexts(run: Runner, start: str) -> None:

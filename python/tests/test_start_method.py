@@ -120,3 +120,16 @@ def test_every_worker_has_its_own_identity_when_started_fresh(run: Runner) -> No
         "def test_a(i, worker_id): assert conftest.NAME == worker_id",
     )
     assert run.offload().counts == {"passed": 8}
+
+
+def test_a_plugin_that_breaks_in_the_template_only_is_told(run: Runner) -> None:
+    run.write(test_a="def test(): pass\n")
+    (run.path / "brittle.py").write_text(
+        "def pytest_addoption(parser, pluginmanager):\n"
+        "    if pluginmanager.hasplugin('offload-worker'):\n"
+        "        raise ValueError('not in a worker')\n"
+    )
+    (run.path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    outcome = run.offload("-p", "brittle")
+    assert outcome.exit_code == 3
+    assert "ValueError: not in a worker" in outcome.text + outcome.errors
