@@ -1987,6 +1987,8 @@ def main(argv: list[str], forked: bool) -> int:
     plugin.hear(early)
     try:
         code = int(pytest.main(list(init["args"]), plugins=[plugin]))
+    except Closed:
+        raise
     except Exception:
         plugin.leave_if_forked()
         if plugin.worker_id is not None:

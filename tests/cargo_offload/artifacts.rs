@@ -53,7 +53,7 @@ fn brought(output_dir: &Path) -> Vec<String> {
 }
 
 /// Where tests may run, as what stands in `[provider]`, and the host if it is one.
-fn providers() -> Vec<(String, Option<Sshd>)> {
+pub fn providers() -> Vec<(String, Option<Sshd>)> {
     let mut providers = vec![("type = \"local\"\n".to_owned(), None), (TEMPDIR.to_owned(), None)];
     providers.extend(image().map(|image| (format!("type = \"docker\"\nimage = \"{image}\"\n"), None)));
     providers.extend(Sshd::start().map(|sshd| (crate::ssh::provider(&sshd, 1), Some(sshd))));

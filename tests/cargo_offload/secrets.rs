@@ -134,10 +134,7 @@ fn the_variables_of_pytest_are_not_in_its_command_line() {
     let framework = format!(
         "[framework]\ntype = \"pytest\"\ncommand = \"python3 -m pytest\"\n[framework.env]{ENV}ROOTED = \"${{OUTER}}:{{root}}/x\"\n"
     );
-    let mut providers = vec![("type = \"local\"\n".to_owned(), None), (TEMPDIR.to_owned(), None)];
-    providers.extend(image().map(|image| (format!("type = \"docker\"\nimage = \"{image}\"\n"), None)));
-    providers.extend(Sshd::start().map(|sshd| (crate::ssh::provider(&sshd, 1), Some(sshd))));
-    for (provider, sshd) in providers {
+    for (provider, sshd) in crate::artifacts::providers() {
         // On a host there is no environment of ours that would say which Python.
         let python = crate::python_support::python();
         let far = framework.replace("python3", python.to_str().unwrap());
