@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := target/venv
 # Third-party plugins of pytest are in an environment of their own.
 PLUGINS := target/venv-plugins
+# Tests of a test runner wait more than they compute, so that more of them run at once than there are cores.
+export RUST_TEST_THREADS ?= 4
+AT_ONCE := --offload-parallel 4
 OFFLOAD := $(CURDIR)/target/release/cargo-offload
 
 .PHONY: demo test wheel lint bench clean
@@ -27,10 +30,10 @@ demo: $(VENV)/ready
 test: $(VENV)/ready $(PLUGINS)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/with_docker.sh $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) wheel
-	tests/with_docker.sh $(VENV)/bin/python -m pytest --offload python/tests
+	tests/with_docker.sh $(VENV)/bin/python -m pytest --offload $(AT_ONCE) python/tests
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/test/*.whl
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest -p pytest_offload.plugin --offload \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest -p pytest_offload.plugin --offload $(AT_ONCE) \
 		python/tests/test_plugins*.py
 	$(VENV)/bin/python tests/every_python.py target/wheels/test/*.whl
 

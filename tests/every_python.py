@@ -5,7 +5,7 @@
 Interpreters are looked for on the path and where pyenv keeps them. Each gets an environment below target/venvs, with
 the version of pytest that is named here: together they cover the oldest supported, the last of each major version and
 the newest. Tests of other people's plugins run on the main Python only, and so do all variants of all tests: the others
-share them out, so that each test runs on every second of them, with OFFLOAD_TEST_SHARE=0/1 in the environment on each.
+share them out, so that each variant runs on one of them, by OFFLOAD_TEST_SHARE=K/N in the environment of each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> int:
             continue
         print(f"\n== CPython {version}, {pytest}", flush=True)
         environment = ROOT / "target" / "venvs" / version
-        passed = run(prepare(environment, python, pytest, wheel), share=f"{number % 2}/2")
+        passed = run(prepare(environment, python, pytest, wheel), share=f"{number}/{len(others)}")
         results[version] = "passed" if passed else "FAILED"
     for version, result in results.items():
         print(f"CPython {version}, {VERSIONS[version]}: {result}")
@@ -71,7 +71,8 @@ def prepare(environment: pathlib.Path, python: str, pytest: str, wheel: str) -> 
 
 def run(python: pathlib.Path, share: str) -> bool:
     """Whether the tests pass. They are offloaded: what they test runs them."""
-    command = [str(python), "-m", "pytest", "-q", "--offload", "--ignore-glob=*plugins*", "python/tests"]
+    offload = ["--offload", "--offload-parallel=4"]
+    command = [str(python), "-m", "pytest", "-q", *offload, "--ignore-glob=*plugins*", "python/tests"]
     env = {"OFFLOAD_TEST_SHARE": share, **os.environ}
     return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode == 0
 
