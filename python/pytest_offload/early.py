@@ -9,11 +9,11 @@ Where that could make a difference to anybody, there is no such fork, and the or
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
 import sys
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -56,6 +56,8 @@ def fork(config: pytest.Config, settings: Settings) -> Fork | None:
         return None
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    # Python's own, pytest and plugins: neither process needs to look through these for garbage, again and again.
+    gc.freeze()
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -96,7 +98,7 @@ def _is_unobservable() -> bool:
     if sys.gettrace() is not None or sys.getprofile() is not None:
         return False
     # What has been imported would have to be imported again to see the variables of a worker.
-    library = sysconfig.get_path("stdlib")
+    library = os.path.dirname(os.__file__)
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if not path or not path.endswith(".py") or name.partition(".")[0] in KNOWN:

@@ -7,10 +7,10 @@ in the same way, whether xdist is installed or not.
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import sys
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,48 +20,47 @@ if TYPE_CHECKING:
     from ._core import Session
 
 
-@dataclass
 class Gateway:
     """The part of an execnet gateway that plugins look at."""
 
-    id: str
-    info: dict[str, Any]
+    def __init__(self, node: WorkerNode) -> None:
+        self.id = node.id
+        self._node = node
 
     def _rinfo(self, update: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(**self.info)
+        info = self._node.workerinfo
+        return SimpleNamespace(**dict(info, platform=info["sysplatform"]))
 
 
-@dataclass(eq=False)
 class WorkerNode:
     """Stands for a worker where plugins expect xdist's (`report.node`).
 
     Has `workeroutput` once the worker has come to its end.
     """
 
-    id: str
-    config: pytest.Config
-    gateway: Gateway = field(init=False)
-    workerinput: dict[str, Any] = field(default_factory=dict)
-    workerinfo: dict[str, Any] = field(init=False)
-    nodemanager: SimpleNamespace = field(init=False)
+    def __init__(self, worker: str, config: pytest.Config) -> None:
+        self.id = worker
+        self.config = config
+        self.gateway = Gateway(self)
+        self.workerinput: dict[str, Any] = {}
+        self.nodemanager = SimpleNamespace(config=config, roots=[], testrunuid="")
 
-    def __post_init__(self) -> None:
-        self.workerinfo = {
+    @functools.cached_property
+    def workerinfo(self) -> dict[str, Any]:
+        """What is known of the worker's Python. To find the platform out, a process is started; few ask for it."""
+        return {
             "id": self.id,
             "version": sys.version,
             "version_info": tuple(sys.version_info),
             "sysplatform": sys.platform,
-            "platform": platform.platform(terse=True),
+            "platform": platform.platform(),
             "executable": sys.executable,
             "cwd": str(self.config.invocation_params.dir),
         }
-        self.gateway = Gateway(self.id, dict(self.workerinfo, platform=sys.platform))
-        self.nodemanager = SimpleNamespace(config=self.config, roots=[], testrunuid="")
 
     def describe(self, info: dict[str, Any]) -> None:
         """Takes over what a worker that is somewhere else says of its Python."""
-        self.workerinfo.update(info, version_info=tuple(info["version_info"]))
-        self.gateway.info.update(self.workerinfo, platform=self.workerinfo["sysplatform"])
+        self.workerinfo = dict(info, id=self.id, version_info=tuple(info["version_info"]))
 
 
 class Nodes(dict[str, WorkerNode]):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import pytest
 
@@ -30,8 +29,8 @@ PROVIDERS = ("local", "docker", "ssh")
 NO_RUN = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test", "cacheshow")
 
 
-@dataclass(frozen=True)
-class Settings:
+# Named tuples, because every run of pytest that has the plugin waits for these classes, and dataclasses compile code.
+class Settings(NamedTuple):
     """How a run is offloaded."""
 
     workers: int
@@ -57,16 +56,19 @@ class Settings:
     #: Environment variables of the tests.
     env: dict[str, str]
     #: What is to be masked in all that the run says.
-    secrets: tuple[str, ...] = field(repr=False)
+    secrets: tuple[str, ...]
     fail_on_flaky: bool
     #: xdist's options from the configuration that this run replaces, for the header.
     replaced: str
     #: Sentences on what was configured and has no effect, for the header.
     notices: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        # Where a traceback shows it, secrets and the environment are not to be seen.
+        return f"Settings(provider={self.provider!r}, workers={self.workers})"
 
-@dataclass(frozen=True)
-class Option:
+
+class Option(NamedTuple):
     """A command-line option that sets a key of the configuration."""
 
     flag: str

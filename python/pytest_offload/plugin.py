@@ -70,12 +70,11 @@ def _begin(early_config: pytest.Config) -> bool:
             plugins.register(PlainRun(reason), "offload-plain")
         return False
     settings = options.resolve(early_config, known)
-    from ._core import Session
-    from .controller import Controller
-
     run_uid = uuid.uuid4().hex
     template = early.fork(early_config, settings) if settings.provider == "local" else None
     try:
+        from ._core import Session
+
         core = Session({**session_options(early_config, settings, run_uid), "template_pid": template and template.pid})
     except BaseException:
         if template is not None:
@@ -85,6 +84,9 @@ def _begin(early_config: pytest.Config) -> bool:
     early_config.add_cleanup(core.close)
     if template is not None and core.meeting_point is not None:
         template.meet(*core.meeting_point)
+    # While the template configures itself.
+    from .controller import Controller
+
     controller = Controller(early_config, settings, core, run_uid)
     plugins.register(controller, "offload-controller")
     if settings.provider != "local":

@@ -7,8 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -18,8 +17,7 @@ Phase = Literal["setup", "call", "teardown"]
 PHASES: tuple[Phase, Phase, Phase] = ("setup", "call", "teardown")
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One execution of one test."""
 
     key: int

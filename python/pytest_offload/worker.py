@@ -1358,7 +1358,7 @@ def worker_info() -> dict[str, Any]:
         "version": sys.version,
         "version_info": tuple(sys.version_info),
         "sysplatform": sys.platform,
-        "platform": platform.platform(terse=True),
+        "platform": platform.platform(),
         "executable": sys.executable,
         "cwd": os.getcwd(),
     }
