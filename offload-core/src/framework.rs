@@ -294,7 +294,10 @@ impl DiscoverySink {
 ///
 /// They are those that will run the tests, and so numbered as these are.
 #[derive(Debug, Clone)]
-pub struct Sandboxes(mpsc::UnboundedSender<Wanted>);
+pub struct Sandboxes {
+    wishes: mpsc::UnboundedSender<Wanted>,
+    known_files: usize,
+}
 
 /// A sandbox that discovery waits for.
 #[derive(Debug)]
@@ -305,10 +308,22 @@ pub(crate) struct Wanted {
 }
 
 impl Sandboxes {
-    /// The wishes come out of the receiver.
-    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Wanted>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        (Self(sender), receiver)
+    /// The wishes come out of the receiver. `known_files`: in how many files earlier runs found tests.
+    pub(crate) fn new(known_files: usize) -> (Self, mpsc::UnboundedReceiver<Wanted>) {
+        let (wishes, receiver) = mpsc::unbounded_channel();
+        (Self { wishes, known_files }, receiver)
+    }
+
+    /// In how many files earlier runs found tests.
+    pub(crate) fn known_files(&self) -> usize {
+        self.known_files
+    }
+
+    /// Has the sandbox with this number created, likely to be waited for later.
+    pub(crate) fn want(&self, number: u32) {
+        let (reply, _) = oneshot::channel();
+        // If nobody takes wishes any more the run has ended.
+        let _ = self.wishes.send(Wanted { number, reply });
     }
 
     /// Has the sandbox with this number created, and what executes tests started in it, and waits until it is ready.
@@ -319,7 +334,7 @@ impl Sandboxes {
     pub(crate) async fn ready(&self, number: u32) -> Result<(), String> {
         let gone = || "the run was ended".to_owned();
         let (reply, ready) = oneshot::channel();
-        self.0.send(Wanted { number, reply }).map_err(|_| gone())?;
+        self.wishes.send(Wanted { number, reply }).map_err(|_| gone())?;
         ready.await.map_err(|_| gone())?
     }
 }

@@ -120,7 +120,7 @@ impl Orchestrator {
         let (sink, discovered) = DiscoverySink::new();
         let framework = Arc::clone(&self.framework);
         let paths = paths.to_vec();
-        let (sandboxes, wanted) = Sandboxes::new();
+        let (sandboxes, wanted) = Sandboxes::new(self.history.files());
         let discovery = async move { framework.discover_in(&paths, sandboxes, sink).await };
         dispatch::Dispatcher::new(self, &pool, wanted)?.run(Box::pin(discovery), discovered).await
     }
@@ -139,7 +139,7 @@ impl Orchestrator {
         let (sink, discovered) = DiscoverySink::new();
         sink.send(crate::framework::Discovered::Tests(tests.to_vec()));
         drop(sink);
-        let (_, wanted) = Sandboxes::new();
+        let (_, wanted) = Sandboxes::new(0);
         dispatch::Dispatcher::new(self, sandbox_pool, wanted)?.run(Box::pin(async { Ok(()) }), discovered).await
     }
 

@@ -32,6 +32,9 @@ LONGEST_LINE = 64 << 20
 CHUNK = 1 << 16
 # With so much waiting to be sent, nothing is read from connections until it has gone.
 FULL = 4 << 20
+# What workers say within so many seconds goes together: every message by itself would cost the relay, the container's
+# daemon and all between them more than a short test takes. The orchestrator knows of it (`HELD` in `relay.rs`).
+REST = 0.01
 # How long a process may take to write its stacks, and how often it is looked whether it has.
 DUMP_PATIENCE = 1.0
 DUMP_POLL = 0.02
@@ -71,6 +74,9 @@ class Relay:
         self.received = bytearray()
         self.unsent = bytearray()
         self.heard = self.said = time.monotonic()
+        # When something of a worker was last passed on, and whether there has been more since.
+        self.passed = 0.0
+        self.passing = False
         # Stacks that are being written: question, file, length before and when last looked at, time to give up.
         self.dumps: "list[list[Any]]" = []
         self.poll = select.poll()
@@ -101,6 +107,7 @@ class Relay:
         )
         while True:
             self.send()
+            self.rest()
             for fd, event in self.poll.poll(self.patience()):
                 self.on_event(fd, event)
             now = time.monotonic()
@@ -109,6 +116,15 @@ class Relay:
                 self.tell(type="alive")
             if now - self.heard > self.silence:
                 raise Ended
+
+    def rest(self) -> None:
+        """Lets messages gather, while they come thick and fast. One after a pause is passed on as soon as it comes."""
+        if not self.passing:
+            return
+        if time.monotonic() - self.passed < REST:
+            time.sleep(REST)
+        self.passed = time.monotonic()
+        self.passing = False
 
     def patience(self) -> int:
         """Milliseconds until there is something to do by itself."""
@@ -347,6 +363,7 @@ class Relay:
         lines = bytes(connection.received) + data[: end - 1]
         connection.received = bytearray(data[end:])
         self.unsent += tag + lines.replace(b"\n", b"\n" + tag) + b"\n"
+        self.passing = True
         return True
 
     def write(self, connection: Connection) -> None:

@@ -1043,13 +1043,6 @@ class Template:
     def serve(self) -> str | None:
         """Answers requests until the end. Returns the worker's id, in a forked worker only."""
         plugin, channel = self.plugin, self.channel
-        channel.post(
-            "configured",
-            collect=plugin.init["collect"],
-            collect_reason=plugin.init["collect_reason"],
-            start="spawn" if self.spawn_reason else "fork",
-            start_reason=self.spawn_reason or "",
-        )
         self._announce()
         channel.flush()
         gc.collect()
@@ -1064,6 +1057,11 @@ class Template:
                         self._end(0)
                     if message["type"] == "workerinput":
                         self.nodes.update(plugin._without_collocation(message)["nodes"])
+                    if message["type"] == "announce":
+                        # Its numbering is the one that counts, after all.
+                        plugin.init["again"] = plugin.silent = False
+                        self._announce()
+                        channel.flush()
                     if message["type"] == "fork":
                         self.wanted.append(message["id"])
                 for worker_id in self._ready():
@@ -1097,10 +1095,17 @@ class Template:
         plugin, channel = self.plugin, self.channel
         units = plugin.collection.units
         digest = plugin.collection.digest()
-        plugin.send_collect_reports()
         if plugin.init.get("again"):
             channel.post("numbered", digest=digest)
             return
+        channel.post(
+            "configured",
+            collect=plugin.init["collect"],
+            collect_reason=plugin.init["collect_reason"],
+            start="spawn" if self.spawn_reason else "fork",
+            start_reason=self.spawn_reason or "",
+        )
+        plugin.send_collect_reports()
         if plugin.init["collect"] == "parallel":
             channel.post("units", units=[{"unit": i, "path": u.path} for i, u in enumerate(units)], digest=digest)
             return
@@ -1315,6 +1320,8 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
             plugin.xml._channel = plugin.channel
     plugin.worker_id = worker_id
     plugin.pid = _getpid()
+    # The template's to send, if anybody's.
+    plugin._collect_reports.clear()
     plugin.silent = plugin.init["collect"] == "serial"
     os.environ["PYTEST_XDIST_WORKER"] = worker_id
     plugin.workerinput["workerid"] = worker_id

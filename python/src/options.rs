@@ -51,7 +51,12 @@ impl Options {
         let base = configured.as_ref().map(|configured| configured.config.clone()).unwrap_or_default();
         let elsewhere = match &configured {
             Some(configured) if !matches!(base.provider, ProviderConfig::Local(_)) => {
-                Some(Elsewhere { python: configured.python.clone(), root: optional(options, "root")? })
+                let args: Vec<String> = optional(options, "args")?.unwrap_or_default();
+                Some(Elsewhere {
+                    python: configured.python.clone(),
+                    root: optional(options, "root")?,
+                    selects: Elsewhere::selects(&args),
+                })
             }
             _ => None,
         };

@@ -19,6 +19,7 @@ mod basics;
 mod docker;
 mod docker_faults;
 mod equality;
+mod far_pytest;
 mod faults;
 mod help;
 mod interrupts;

@@ -65,22 +65,7 @@ impl Sandbox for Place {
 
     async fn open_channel(&self, command: &Command) -> ProviderResult<Option<Channel>> {
         assert_eq!(command.args, ["worker"]);
-        let mut shell = tokio::process::Command::new("sh");
-        shell.arg("-c").arg(&self.line).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = shell.kill_on_drop(true).spawn().unwrap();
-        let (input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let (events, receiver) = mpsc::channel(4);
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 4096];
-            while let Ok(length @ 1..) = output.read(&mut buffer).await {
-                if events.send(Ok(ExecEvent::Stdout(buffer[..length].to_vec()))).await.is_err() {
-                    return;
-                }
-            }
-            let code = child.wait().await.unwrap().code();
-            let _ = events.send(Ok(ExecEvent::Exit(Some(code.unwrap_or(137))))).await;
-        });
-        Ok(Some(Channel { input: Box::pin(input), output: Box::pin(Events(receiver)) }))
+        Ok(Some(channel(&self.line)))
     }
 
     async fn upload(&self, _local: &Path, _remote: &Path) -> ProviderResult<()> {
@@ -94,6 +79,26 @@ impl Sandbox for Place {
     async fn terminate(&self) -> ProviderResult<()> {
         Ok(())
     }
+}
+
+/// A process of the shell whose pipes stand for the way to somewhere else.
+pub(crate) fn channel(line: &str) -> Channel {
+    let mut shell = tokio::process::Command::new("sh");
+    shell.arg("-c").arg(line).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = shell.kill_on_drop(true).spawn().unwrap();
+    let (input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (events, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 4096];
+        while let Ok(length @ 1..) = output.read(&mut buffer).await {
+            if events.send(Ok(ExecEvent::Stdout(buffer[..length].to_vec()))).await.is_err() {
+                return;
+            }
+        }
+        let code = child.wait().await.unwrap().code();
+        let _ = events.send(Ok(ExecEvent::Exit(Some(code.unwrap_or(137))))).await;
+    });
+    Channel { input: Box::pin(input), output: Box::pin(Events(receiver)) }
 }
 
 struct Events(mpsc::Receiver<ProviderResult<ExecEvent>>);

@@ -133,6 +133,13 @@ impl History {
         self.tests.len()
     }
 
+    /// In how many files tests are known, where ids begin with the file.
+    pub fn files(&self) -> usize {
+        let mut files: Vec<&str> = self.tests.keys().filter_map(|id| id.split("::").next()).collect();
+        files.dedup();
+        files.len()
+    }
+
     /// How long a test can be expected to take: the median of its passed attempts, or, if it never passed, of its
     /// failed ones.
     pub fn expected(&self, id: &str) -> Option<Duration> {

@@ -73,8 +73,11 @@ impl PytestWorkers {
     /// Collects in sandboxes that are somewhere else.
     async fn collect_in(&self, sandboxes: Sandboxes, sink: &DiscoverySink) -> FrameworkResult<Vec<TestRecord>> {
         self.host.report_to(sink.clone());
+        // All at once, where they will be needed: the others do what the first does while it does it.
+        (0..self.likely(&sandboxes)).for_each(|number| sandboxes.want(number));
         let mut last = String::new();
         for number in 0..FIRST_ATTEMPTS {
+            self.host.lead(number);
             if let Err(reason) = sandboxes.ready(number).await {
                 last = reason;
                 continue;
@@ -89,6 +92,15 @@ impl PytestWorkers {
             }
         }
         Err(FrameworkError::Discovery(format!("no tests could be collected, in {FIRST_ATTEMPTS} attempts: {last}")))
+    }
+
+    /// How many sandboxes will be of use, as far as that can be told before there is a list of tests.
+    fn likely(&self, sandboxes: &Sandboxes) -> u32 {
+        let options = self.host.options();
+        if options.elsewhere.as_ref().is_none_or(|elsewhere| elsewhere.selects) {
+            return 1;
+        }
+        u32::try_from(options.workers.min(sandboxes.known_files())).unwrap_or(u32::MAX).max(1)
     }
 
     /// Hears from the template what there is to collect, and has it collected.

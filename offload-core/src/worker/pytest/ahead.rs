@@ -12,12 +12,23 @@ use super::PytestItem;
 const AHEAD: Duration = Duration::from_millis(5);
 /// ...and of this many at most.
 const AHEAD_TESTS: usize = 16;
+/// The same where what it says may be held back on its way.
+const HELD_AHEAD_TESTS: usize = 64;
 /// While a test runs that lasts longer, or nobody knows how long, nothing more is told.
 const LONG: Duration = Duration::from_millis(50);
 /// What a test is taken to last where nobody knows yet, and a worker is too far away to be asked soon.
 const GUESS: Duration = Duration::from_millis(10);
 /// How many tests such a worker is told of at most.
 const FAR_AHEAD_TESTS: usize = 1000;
+
+/// The way to a worker and back.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Way {
+    /// How long a message there and its answer take.
+    pub round_trip: Duration,
+    /// How long the answer may wait for others, to come with them, while the worker is busy.
+    pub held: Duration,
+}
 
 /// How long tests take in the file that a worker is in.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,18 +51,22 @@ impl Pace {
 }
 
 /// How many more of the tests in `queue` the worker is to be told of. It knows of the first `told`, and `running` is what
-/// it runs. `round_trip`: how long a message there and its answer take.
+/// it runs.
 pub(super) fn more<'a>(
     queue: impl ExactSizeIterator<Item = &'a PytestItem> + Clone,
     told: usize,
     running: Option<&PytestItem>,
     pace: Pace,
-    round_trip: Duration,
+    way: Way,
 ) -> usize {
     // What is said takes so long to arrive.
-    let way = round_trip * 2;
-    let far = way > AHEAD;
-    let (time, most) = if far { (way, FAR_AHEAD_TESTS) } else { (AHEAD, AHEAD_TESTS) };
+    let Way { round_trip, held } = way;
+    let far = round_trip * 2 > AHEAD;
+    let (time, most) = match far {
+        true => (round_trip * 2 + held * 2, FAR_AHEAD_TESTS),
+        false if held.is_zero() => (AHEAD, AHEAD_TESTS),
+        false => (AHEAD + held * 2, HELD_AHEAD_TESTS),
+    };
     if !far && running.is_some_and(|item| pace.estimate(item).is_none_or(|each| each > LONG)) {
         return 0;
     }
@@ -76,6 +91,8 @@ pub(super) fn more<'a>(
 mod tests {
     use super::*;
 
+    const HERE: Way = Way { round_trip: Duration::ZERO, held: Duration::ZERO };
+
     fn items(unit: u32, expected: &[Option<u64>]) -> Vec<PytestItem> {
         let item = |expected: &Option<u64>| PytestItem {
             key: 0,
@@ -91,11 +108,11 @@ mod tests {
     #[test]
     fn short_tests_are_told_of_in_bunches() {
         let queue = items(1, &[Some(500); 40]);
-        assert_eq!(more(queue.iter(), 0, None, Pace::default(), Duration::ZERO), 10);
-        assert_eq!(more(queue.iter(), 8, None, Pace::default(), Duration::ZERO), 0, "half of the time is left");
-        assert_eq!(more(queue.iter(), 4, None, Pace::default(), Duration::ZERO), 6);
+        assert_eq!(more(queue.iter(), 0, None, Pace::default(), HERE), 10);
+        assert_eq!(more(queue.iter(), 8, None, Pace::default(), HERE), 0, "half of the time is left");
+        assert_eq!(more(queue.iter(), 4, None, Pace::default(), HERE), 6);
         let queue = items(1, &[Some(0); 40]);
-        assert_eq!(more(queue.iter(), 0, None, Pace::default(), Duration::ZERO), AHEAD_TESTS);
+        assert_eq!(more(queue.iter(), 0, None, Pace::default(), HERE), AHEAD_TESTS);
     }
 
     #[test]
@@ -103,28 +120,38 @@ mod tests {
         let queue = items(1, &[Some(500); 4]);
         for running in [Some(2_000_000), None] {
             let running = items(1, &[running]);
-            assert_eq!(more(queue.iter(), 0, running.first(), Pace::default(), Duration::ZERO), 0);
+            assert_eq!(more(queue.iter(), 0, running.first(), Pace::default(), HERE), 0);
         }
         let running = items(1, &[Some(10_000)]);
-        assert_eq!(more(queue.iter(), 0, running.first(), Pace::default(), Duration::ZERO), 4);
+        assert_eq!(more(queue.iter(), 0, running.first(), Pace::default(), HERE), 4);
     }
 
     #[test]
     fn of_a_file_of_which_nothing_is_known_one_test_is_told() {
         let queue = items(1, &[None; 40]);
         let mut pace = Pace::default();
-        assert_eq!(more(queue.iter(), 0, None, pace, Duration::ZERO), 1);
+        assert_eq!(more(queue.iter(), 0, None, pace, HERE), 1);
         pace.observe(2, Duration::from_millis(1));
-        assert_eq!(more(queue.iter(), 0, None, pace, Duration::ZERO), 1, "another file says nothing");
+        assert_eq!(more(queue.iter(), 0, None, pace, HERE), 1, "another file says nothing");
         pace.observe(1, Duration::from_millis(1));
-        assert_eq!(more(queue.iter(), 0, None, pace, Duration::ZERO), 5);
+        assert_eq!(more(queue.iter(), 0, None, pace, HERE), 5);
     }
 
     #[test]
     fn a_worker_that_is_far_away_is_told_of_what_bridges_the_way() {
+        let far = Way { round_trip: Duration::from_millis(50), held: Duration::ZERO };
         let queue = items(1, &[None; 40]);
-        assert_eq!(more(queue.iter(), 0, None, Pace::default(), Duration::from_millis(50)), 10);
+        assert_eq!(more(queue.iter(), 0, None, Pace::default(), far), 10);
         let running = items(1, &[None]);
-        assert_eq!(more(queue.iter(), 0, running.first(), Pace::default(), Duration::from_millis(50)), 10);
+        assert_eq!(more(queue.iter(), 0, running.first(), Pace::default(), far), 10);
+    }
+    #[test]
+    fn a_worker_whose_results_are_held_back_is_told_of_what_lasts_until_they_come() {
+        let way = Way { round_trip: Duration::from_millis(1), held: Duration::from_millis(10) };
+        let queue = items(1, &[Some(1000); 100]);
+        assert_eq!(more(queue.iter(), 0, None, Pace::default(), way), 25);
+        assert_eq!(more(queue.iter(), 12, None, Pace::default(), way), 13);
+        let unknown = items(1, &[None; 40]);
+        assert_eq!(more(unknown.iter(), 0, None, Pace::default(), way), 1, "it may be long");
     }
 }

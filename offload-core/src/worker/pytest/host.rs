@@ -129,6 +129,29 @@ pub struct Elsewhere {
     pub python: String,
     /// The root of the repository here, if that is known better than by looking for it.
     pub root: Option<PathBuf>,
+    /// Not all tests are asked for; how many those are is known when they have been collected.
+    pub selects: bool,
+}
+
+impl Elsewhere {
+    /// Whether these arguments of pytest ask for some of the tests, so that there may be few.
+    pub fn selects(args: &[String]) -> bool {
+        const LONG: [&str; 10] = [
+            "--last-failed",
+            "--lf",
+            "--failed-first",
+            "--ff",
+            "--new-first",
+            "--nf",
+            "--stepwise",
+            "--sw",
+            "--deselect",
+            "--ignore",
+        ];
+        let long = |arg: &str| LONG.contains(&arg.split('=').next().unwrap_or_default());
+        let short = |arg: &str| !arg.starts_with("--") && (arg.starts_with("-k") || arg.starts_with("-m"));
+        args.iter().any(|arg| arg.contains("::") || arg.ends_with(".py") || long(arg) || short(arg))
+    }
 }
 
 /// The template process and its workers.
@@ -138,6 +161,16 @@ pub struct PytestHost {
     init: watch::Sender<Option<String>>,
     next_id: AtomicU32,
     state: Mutex<State>,
+    lead: watch::Sender<Lead>,
+}
+
+/// Which template numbers what there is to collect. All others have to come to the same.
+#[derive(Debug, Clone, Default)]
+struct Lead {
+    /// The number of its sandbox. It is discovery's to talk to.
+    slot: u32,
+    /// The name of its numbering, once it has walked the directories.
+    numbering: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -148,8 +181,6 @@ struct State {
     told: Vec<String>,
     /// What the template says to which discovery has not listened yet.
     first: Option<mpsc::UnboundedReceiver<FromTemplate>>,
-    /// The name of the numbering that all templates must have, once one has walked the directories.
-    numbering: Option<String>,
     /// Where what is left to say goes after discovery.
     sink: Option<DiscoverySink>,
     /// Workers that have collected and run nothing yet, by the number of the sandbox that they are meant for.
@@ -235,7 +266,8 @@ impl PytestHost {
     /// A host that has started nothing yet.
     pub fn new(options: PytestOptions) -> Self {
         let init = watch::Sender::new(options.init.clone());
-        Self { options, init, next_id: AtomicU32::new(0), state: Mutex::default() }
+        let lead = watch::Sender::new(Lead::default());
+        Self { options, init, next_id: AtomicU32::new(0), state: Mutex::default(), lead }
     }
 
     /// What it was made with.
@@ -313,7 +345,7 @@ impl PytestHost {
         Ok(from_template)
     }
 
-    /// Starts a template in a sandbox that is somewhere else. The first one is discovery's to talk to
+    /// Starts a template in a sandbox that is somewhere else. The leading one is discovery's to talk to
     /// ([`Self::first`]); with any other this waits until it is ready to make workers.
     pub(crate) async fn open(&self, slot: u32, sandbox: &dyn Sandbox) -> ProviderResult<()> {
         let place = sandbox.place();
@@ -340,21 +372,69 @@ impl PytestHost {
         let (roll, from_template) = Roll::new(Site::There(wire.clone()), nonce, PathBuf::new(), sink.clone());
         let (orders, inbox) = mpsc::unbounded_channel();
         let far = Far { stream, roll, inbox, place: place.clone() };
-        let numbering = {
-            let mut state = self.state();
-            let (site, task) = (Site::There(wire.clone()), tokio::spawn(far.run()));
-            state.templates.insert(slot, Handle { site, orders, task, initialised: false });
-            state.numbering.clone()
-        };
+        let (site, task) = (Site::There(wire.clone()), tokio::spawn(far.run()));
+        self.state().templates.insert(slot, Handle { site, orders, task, initialised: false });
         wire.measure().await;
-        match numbering {
-            None => {
-                self.state().first = Some(from_template);
-                Ok(())
+        if self.leads(slot) {
+            self.state().first = Some(from_template);
+            return Ok(());
+        }
+        self.initialise(slot).await;
+        self.agree(slot, from_template, &sink, &place).await
+    }
+
+    /// Makes the template of this sandbox the one that numbers, before any has.
+    pub(crate) fn lead(&self, slot: u32) {
+        self.lead.send_modify(|lead| lead.slot = slot);
+    }
+
+    fn leads(&self, slot: u32) -> bool {
+        let lead = self.lead.borrow();
+        lead.numbering.is_none() && lead.slot == slot
+    }
+
+    /// Waits until a template has walked the directories, as the leading one does. It may be made the leading one
+    /// meanwhile.
+    async fn agree(
+        &self,
+        slot: u32,
+        mut template: mpsc::UnboundedReceiver<FromTemplate>,
+        sink: &DiscoverySink,
+        place: &str,
+    ) -> ProviderResult<()> {
+        let mut lead = self.lead.subscribe();
+        let mut own: Option<String> = None;
+        loop {
+            if self.leads(slot) {
+                let mut state = self.state();
+                state.first = Some(template);
+                if let Some(template) = state.templates.get(&slot) {
+                    // What it found is to be told after all.
+                    let _ = template.orders.send(Order::Tell(r#"{"type":"announce"}"#.to_owned()));
+                }
+                return Ok(());
             }
-            Some(numbering) => {
-                self.initialise(slot).await;
-                agree(&numbering, from_template, &sink, &place).await
+            if let (Some(own), Some(numbering)) = (&own, &lead.borrow().numbering) {
+                return if own == numbering { Ok(()) } else { Err(differs(place)) };
+            }
+            let said = tokio::select! {
+                said = template.recv() => said,
+                // The sender lives as long as the host.
+                _ = lead.changed() => continue,
+            };
+            match said {
+                Some(FromTemplate::Message(Incoming::Numbered { digest })) => own = Some(digest),
+                Some(FromTemplate::Message(Incoming::Native(kind, data))) => {
+                    sink.send(Discovered::Native(NativeEvent::new(kind, data)));
+                }
+                Some(FromTemplate::Message(Incoming::Fatal { exit_code, text })) => {
+                    return Err(ProviderError::Exec(format!(
+                        "pytest ended in {place} (exit code {exit_code}):\n{text}"
+                    )));
+                }
+                Some(FromTemplate::Message(_)) => {}
+                Some(FromTemplate::Ended(text) | FromTemplate::Lost(text)) => return Err(ProviderError::Exec(text)),
+                None => return Err(ProviderError::Exec(format!("the template process in {place} is gone"))),
             }
         }
     }
@@ -366,12 +446,12 @@ impl PytestHost {
 
     /// Makes a numbering the one that all templates must have. Those that come from now on only say what theirs is.
     pub(crate) fn set_numbering(&self, digest: String) {
-        self.state().numbering.get_or_insert(digest);
+        self.lead.send_modify(|lead| lead.numbering = lead.numbering.take().or(Some(digest)));
     }
 
     /// How long a message takes to a sandbox that is somewhere else, and back.
     pub(crate) fn round_trip(&self, slot: u32) -> Option<Duration> {
-        self.state().templates.get(&slot).map(|template| template.site.round_trip())
+        self.state().templates.get(&slot).map(|template| template.site.way().round_trip)
     }
 
     /// Ends the template of a sandbox that is somewhere else, and a worker that nobody wanted.
@@ -398,11 +478,12 @@ impl PytestHost {
         if let Ok(line) = init.wait_for(Option::is_some).await {
             let mut line = line.clone().unwrap_or_default();
             let mut state = self.state();
-            let State { templates, told, numbering, .. } = &mut *state;
-            if let (Some(_), Some(fields)) = (numbering, line.strip_prefix('{')) {
+            let State { templates, told, .. } = &mut *state;
+            if let Some(fields) = line.strip_prefix('{').filter(|_| self.is_elsewhere() && !self.leads(slot)) {
                 line = format!("{{\"again\":true,{fields}");
             }
-            if let Some(template) = templates.get_mut(&slot) {
+            // One that was another's follower has been told already.
+            if let Some(template) = templates.get_mut(&slot).filter(|template| !template.initialised) {
                 template.initialised = true;
                 for line in std::iter::once(line).chain(told.iter().cloned()) {
                     // If nobody takes it the template is gone, of which others hear.
@@ -489,34 +570,11 @@ impl Handle {
     }
 }
 
-/// Waits until a template has walked the directories that another has walked before it.
-async fn agree(
-    numbering: &str,
-    mut template: mpsc::UnboundedReceiver<FromTemplate>,
-    sink: &DiscoverySink,
-    place: &str,
-) -> ProviderResult<()> {
-    loop {
-        match template.recv().await {
-            Some(FromTemplate::Message(Incoming::Numbered { digest })) if digest == numbering => return Ok(()),
-            Some(FromTemplate::Message(Incoming::Numbered { .. })) => {
-                return Err(ProviderError::Unusable(format!(
-                    "The tests that pytest collects in {place} are others than those in the first sandbox, or come in \
-                     another order. Make collection repeatable: no sets and no random parameters, and the same files in \
-                     all sandboxes"
-                )));
-            }
-            Some(FromTemplate::Message(Incoming::Native(kind, data))) => {
-                sink.send(Discovered::Native(NativeEvent::new(kind, data)));
-            }
-            Some(FromTemplate::Message(Incoming::Fatal { exit_code, text })) => {
-                return Err(ProviderError::Exec(format!("pytest ended in {place} (exit code {exit_code}):\n{text}")));
-            }
-            Some(FromTemplate::Message(_)) => {}
-            Some(FromTemplate::Ended(text) | FromTemplate::Lost(text)) => return Err(ProviderError::Exec(text)),
-            None => return Err(ProviderError::Exec(format!("the template process in {place} is gone"))),
-        }
-    }
+fn differs(place: &str) -> ProviderError {
+    ProviderError::Unusable(format!(
+        "The tests that pytest collects in {place} are others than those in the first sandbox, or come in another order. \
+         Make collection repeatable: no sets and no random parameters, and the same files in all sandboxes"
+    ))
 }
 
 impl Drop for PytestHost {

@@ -35,6 +35,8 @@ const VERSION: u32 = 1;
 const OLDEST_PYTHON: (u32, u32) = (3, 9);
 /// How long either side may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long the relay holds back what a worker says that says much (`REST` in its program).
+pub(super) const HELD: Duration = Duration::from_millis(10);
 /// How long the relay may take to answer for the first time.
 const FIRST_WORD: Duration = Duration::from_secs(30);
 /// How long the relay may take to end with everything that it has started.

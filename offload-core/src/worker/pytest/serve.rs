@@ -347,7 +347,7 @@ impl Serving {
             return;
         }
         let running = self.running.as_ref().map(|running| &running.item);
-        let more = ahead::more(self.queue.iter(), self.told, running, self.pace, worker.site.round_trip());
+        let more = ahead::more(self.queue.iter(), self.told, running, self.pace, worker.site.way());
         if more == 0 {
             return;
         }

@@ -10,8 +10,9 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::Command;
 use tokio::time::Instant;
 
+use super::ahead::Way;
 use super::output;
-use super::relay::Wire;
+use super::relay::{HELD, Wire};
 
 /// How long a process may take to write its stacks: they come at once or never.
 const DUMP_PATIENCE: Duration = Duration::from_secs(1);
@@ -72,10 +73,10 @@ impl Site {
     }
 
     /// How long a message takes there and back, where that is long enough to matter.
-    pub fn round_trip(&self) -> Duration {
+    pub fn way(&self) -> Way {
         match self {
-            Self::Here => Duration::ZERO,
-            Self::There(wire) => wire.round_trip(),
+            Self::Here => Way::default(),
+            Self::There(wire) => Way { round_trip: wire.round_trip(), held: HELD },
         }
     }
 }

@@ -82,7 +82,7 @@ impl PytestWorkers {
             continue_on_collection_errors: despite_errors,
             init: Some(init.to_string()),
             alone: true,
-            elsewhere: (!is_here).then_some(Elsewhere { python, root: None }),
+            elsewhere: (!is_here).then_some(Elsewhere { python, root: None, selects: Elsewhere::selects(&args) }),
             ..PytestOptions::default()
         };
         Some(Self { host: Arc::new(PytestHost::new(options)), alone: Some(group) })
