@@ -285,7 +285,7 @@ pub enum StopReason {
     MaxFail,
     /// Ctrl-C, SIGTERM, SIGHUP.
     Interrupted,
-    /// Sandboxes break repeatedly and nothing gets done.
+    /// No sandbox works: they break repeatedly, or cannot be made.
     Infrastructure,
 }
 

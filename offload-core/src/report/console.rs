@@ -30,7 +30,7 @@ use super::summary::{
     test_line,
 };
 use super::{ReportError, Reporter};
-use crate::event::{FinishedTest, RunEvent, RunSummary, TestInfo, TimedEvent};
+use crate::event::{FinishedTest, RunEvent, RunSummary, StopReason, TestInfo, TimedEvent};
 use crate::framework::TestOutcome;
 
 /// Without a bar, progress is told after this much silence.
@@ -350,7 +350,8 @@ impl ConsoleReporter {
                 self.err(&format!("{} {}", err.bad("error:"), err.output(text.trim_end())));
                 self.problems.push(text.clone());
             }
-            RunEvent::Stopping { reason } if verbosity >= 0 => {
+            // Of sandboxes that do not work, a problem has told.
+            RunEvent::Stopping { reason } if verbosity >= 0 && *reason != StopReason::Infrastructure => {
                 self.err(&format!("{} {}; ending the run", err.warn("stopping:"), stop_reason(*reason)));
             }
             RunEvent::RunFinished { summary } => self.totals = Some(summary.clone()),

@@ -282,7 +282,7 @@ pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
     match reason {
         StopReason::MaxFail => "as many tests failed as allowed",
         StopReason::Interrupted => "interrupted",
-        StopReason::Infrastructure => "sandboxes break and nothing gets done",
+        StopReason::Infrastructure => "no sandbox works",
     }
 }
 

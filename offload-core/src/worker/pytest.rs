@@ -5,8 +5,9 @@
 //! machine there is one template; each sandbox that is somewhere else has one, and a relay between them and this
 //! process. Here is the side of this process:
 //!
-//! - `host` takes in connections, has workers forked, and sees to it that nothing is left behind; `far` does so for a
-//!   sandbox that is somewhere else, and `roll` is what both know of who is there,
+//! - `host` has workers forked and sees to it that nothing is left behind; `here` takes in what connects on this
+//!   machine, `far` what does in a sandbox that is somewhere else, and `roll` is what both know of who is there,
+//! - `options` is how pytest is started,
 //! - `template` is the process that forks workers on this machine,
 //! - `serve` drives one worker for the sandbox that it stands for, and replaces it when it breaks,
 //! - `ahead` says how much a worker is told in advance,
@@ -20,9 +21,11 @@
 mod ahead;
 mod directory;
 mod far;
+mod here;
 mod host;
 mod link;
 mod message;
+mod options;
 mod output;
 mod relay;
 mod roll;
@@ -32,10 +35,11 @@ mod template;
 
 use std::time::Duration;
 
-pub use host::{Dist, Elsewhere, PytestHost, PytestOptions};
+pub use host::PytestHost;
 pub(crate) use host::{FromTemplate, WorkerProcess};
 pub(crate) use link::LinkError;
 pub(crate) use message::{Collected, Incoming, Outgoing, UnitLine};
+pub use options::{Dist, Elsewhere, PytestOptions};
 pub(crate) use serve::{PytestWorker, Said};
 
 use super::TestKey;

@@ -1,158 +1,39 @@
 //! The template processes of a run and everything that comes of them.
 //!
-//! On this machine there is one. A task owns it and the socket on which it and its forks connect; others talk to it by
-//! messages, and a worker that has connected belongs to whoever asked for it. Sandboxes that are somewhere else have a
-//! template each ([`far`](super::far)), with the same numbering of what was collected.
+//! On this machine there is one ([`here`](super::here)). Sandboxes that are somewhere else have one each
+//! ([`far`](super::far)), with the same numbering of what was collected: the leading one says what there is, and whoever
+//! comes to something else is not used. Each template has a task, to which others talk by messages; a worker that has
+//! connected belongs to whoever asked for it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
-use std::process::ExitStatus;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Pid;
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::directory::RunDirectory;
 use super::far::Far;
+use super::here::{Here, Meeting};
 use super::link::Link;
-use super::message::{Exit, Incoming, Outgoing};
-use super::output;
-use super::relay::{self, NoRelay, Stream, WORKER};
-use super::roll::{Reply, Roll, TAIL_LINES, lacks_pytest, next};
+use super::message::{Exit, Incoming};
+use super::options::PytestOptions;
+use super::relay::{self, NoRelay, Stream};
+use super::roll::{Reply, Roll};
 use super::serve::{PytestWorker, Said};
-use super::site::{Site, kill_group};
-use super::template::Template;
+use super::site::Site;
 use crate::event::NativeEvent;
 use crate::framework::{Discovered, DiscoverySink};
 use crate::provider::{ProviderError, ProviderResult, Sandbox};
 
-/// How long the template may take to end when it is told to.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long workers that ran no test may take to tear down what collecting set up.
 const DISMISSAL_PATIENCE: Duration = Duration::from_secs(10);
 /// The number of the template of this machine.
 const HERE: u32 = 0;
-
-/// Which tests run on one worker, one after the other. The names are those of pytest-xdist's `--dist`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Dist {
-    /// None have to. Those of one file stay together as long as that does not lengthen the run.
-    #[default]
-    Load,
-    /// Those of a class; of functions outside of classes, those of a module.
-    LoadScope,
-    /// Those of a file.
-    LoadFile,
-    /// Those marked with the same `xdist_group`.
-    LoadGroup,
-}
-
-impl FromStr for Dist {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "load" => Ok(Self::Load),
-            "loadscope" => Ok(Self::LoadScope),
-            "loadfile" => Ok(Self::LoadFile),
-            "loadgroup" => Ok(Self::LoadGroup),
-            _ => Err(format!("expected `load`, `loadscope`, `loadfile` or `loadgroup`, not `{name}`")),
-        }
-    }
-}
-
-impl Dist {
-    /// The name of those that the test with this id has to stay with. `file` is the one it is collected from, `group` the
-    /// name in its mark.
-    pub(crate) fn together(self, id: &str, file: &str, group: Option<&str>) -> Option<Arc<str>> {
-        match self {
-            Self::Load => None,
-            Self::LoadFile => Some(file.into()),
-            // Parameters may hold anything, also what separates the parts of an id.
-            Self::LoadScope => {
-                let parts = id.strip_prefix(file).unwrap_or_default();
-                let name = parts.split('[').next().unwrap_or_default();
-                let scope = name.rfind("::").map_or("", |end| &name[..end]);
-                Some(format!("{file}{scope}").into())
-            }
-            Self::LoadGroup => group.map(Arc::from),
-        }
-    }
-}
-
-/// How the template is started.
-#[derive(Debug, Clone, Default)]
-pub struct PytestOptions {
-    /// The Python interpreter, or a program that starts one.
-    pub python: PathBuf,
-    /// What comes before Python's own arguments.
-    pub python_args: Vec<String>,
-    /// The program that it runs: the worker, one Python file. Empty: the one that is carried in this program.
-    pub script: PathBuf,
-    /// The working directory.
-    pub cwd: PathBuf,
-    /// The environment to start from; `None`: this process's own, which then nobody may change meanwhile.
-    pub environment: Option<Vec<(OsString, OsString)>>,
-    /// Environment on top of that.
-    pub env: BTreeMap<String, String>,
-    /// The most workers at once.
-    pub workers: usize,
-    /// Which tests stay together.
-    pub dist: Dist,
-    /// Tests and pytest itself write to where this process writes, instead of to files of which errors quote the end.
-    pub inherit_output: bool,
-    /// Tests run although some files could not be collected.
-    pub continue_on_collection_errors: bool,
-    /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`].
-    pub init: Option<String>,
-    /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`] says.
-    pub adopted: Option<i32>,
-    /// No pytest makes its own of what workers say: what ends one is the fault of the test that it ran.
-    pub alone: bool,
-    /// How sandboxes that are somewhere else are used; `None`: there are none, and all happens on this machine.
-    pub elsewhere: Option<Elsewhere>,
-}
-
-/// Tests are collected and run in sandboxes that are somewhere else.
-#[derive(Debug, Clone, Default)]
-pub struct Elsewhere {
-    /// What starts Python there, in shell language: Python's arguments follow.
-    pub python: String,
-    /// The root of the repository here, if that is known better than by looking for it.
-    pub root: Option<PathBuf>,
-    /// Not all tests are asked for; how many those are is known when they have been collected.
-    pub selects: bool,
-}
-
-impl Elsewhere {
-    /// Whether these arguments of pytest ask for some of the tests, so that there may be few.
-    pub fn selects(args: &[String]) -> bool {
-        const LONG: [&str; 10] = [
-            "--last-failed",
-            "--lf",
-            "--failed-first",
-            "--ff",
-            "--new-first",
-            "--nf",
-            "--stepwise",
-            "--sw",
-            "--deselect",
-            "--ignore",
-        ];
-        let long = |arg: &str| LONG.contains(&arg.split('=').next().unwrap_or_default());
-        let short = |arg: &str| !arg.starts_with("--") && (arg.starts_with("-k") || arg.starts_with("-m"));
-        args.iter().any(|arg| arg.contains("::") || arg.ends_with(".py") || long(arg) || short(arg))
-    }
-}
 
 /// The template process and its workers.
 #[derive(Debug)]
@@ -187,24 +68,6 @@ struct State {
     waiting: BTreeMap<u32, WorkerProcess>,
     /// Where the template will connect, if that had to be known before it is looked after.
     meeting: Option<Meeting>,
-}
-
-/// Where the template and its workers connect, and what they say to be let in.
-#[derive(Debug)]
-struct Meeting {
-    dir: RunDirectory,
-    listener: StdListener,
-    nonce: String,
-}
-
-impl Meeting {
-    fn new() -> io::Result<Self> {
-        let dir = RunDirectory::new()?;
-        dir.remove_others();
-        let listener = StdListener::bind(dir.socket())?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { dir, listener, nonce: nonce() })
-    }
 }
 
 /// A template process, for those who ask something of it.
@@ -314,32 +177,11 @@ impl PytestHost {
     /// Starts the template of this machine. What it says comes out of the receiver; what is left to say after discovery
     /// goes to `sink`.
     pub(crate) fn start(&self, sink: DiscoverySink) -> io::Result<mpsc::UnboundedReceiver<FromTemplate>> {
-        let meeting = self.state().meeting.take();
-        let Meeting { dir, listener, nonce } = meeting.map_or_else(Meeting::new, Ok)?;
-        let output = dir.output();
-        let process = match self.options.adopted {
-            Some(pid) => Template::adopt(pid)?,
-            None => {
-                if self.options.script.as_os_str().is_empty() {
-                    std::fs::write(dir.script(), WORKER)?;
-                }
-                Template::start(&self.options, &dir, &nonce)?
-            }
-        };
-        let (roll, from_template) = Roll::new(Site::Here, nonce, dir.path().to_owned(), sink.clone());
+        let meeting = self.state().meeting.take().map_or_else(Meeting::new, Ok)?;
         let (orders, inbox) = mpsc::unbounded_channel();
-        let actor = Actor {
-            options: self.options.clone(),
-            dir,
-            output,
-            listener: UnixListener::from_std(listener)?,
-            group: process.group(),
-            process,
-            inbox,
-            roll,
-        };
+        let (here, from_template) = Here::start(self.options.clone(), meeting, inbox, sink.clone())?;
         let mut state = self.state();
-        let task = tokio::spawn(actor.run());
+        let task = tokio::spawn(here.run());
         state.templates.insert(HERE, Handle { site: Site::Here, orders, task, initialised: false });
         state.sink = Some(sink);
         Ok(from_template)
@@ -586,145 +428,8 @@ impl Drop for PytestHost {
     }
 }
 
-/// Owns the template of this machine and the socket.
-struct Actor {
-    options: PytestOptions,
-    /// Removed last.
-    dir: RunDirectory,
-    output: PathBuf,
-    listener: UnixListener,
-    process: Template,
-    /// The template's, as long as its end has not been seen.
-    group: Option<Pid>,
-    inbox: mpsc::UnboundedReceiver<Order>,
-    roll: Roll,
-}
-
-impl Actor {
-    async fn run(mut self) {
-        let now = loop {
-            tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => self.roll.greet(Link::new(stream)),
-                    Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
-                },
-                Some(greeted) = self.roll.greeters.join_next() => {
-                    if let Ok(Some((hello, link))) = greeted {
-                        self.roll.on_hello(hello, link);
-                    }
-                }
-                said = next(&mut self.roll.link) => self.roll.on_template(said),
-                order = self.inbox.recv() => match order {
-                    Some(Order::Tell(line)) => self.roll.tell(line),
-                    Some(Order::Fork { id, reply }) => self.roll.fork(id, reply),
-                    Some(Order::Shutdown { now }) => break now,
-                    None => break true,
-                },
-                status = self.process.wait(), if self.group.is_some() => self.on_end(status),
-            }
-        };
-        self.end(now).await;
-        drop(self.dir);
-    }
-
-    /// The template is gone, whatever the reason.
-    fn on_end(&mut self, status: io::Result<ExitStatus>) {
-        self.group = None;
-        // What it said last may still be there to be read.
-        self.roll.hear_the_rest();
-        if std::mem::take(&mut self.roll.replace) {
-            match Template::start(&self.options, &self.dir, self.roll.nonce()) {
-                Ok(process) => {
-                    self.group = process.group();
-                    self.process = process;
-                }
-                Err(error) => {
-                    let python = self.options.python.display();
-                    let text = format!("Another template process cannot be started with {python}: {error}");
-                    let _ = self.roll.template.send(FromTemplate::Ended(text));
-                }
-            }
-            return;
-        }
-        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let words = self.last_words();
-        let text = if self.options.alone && lacks_pytest(&words) {
-            format!(
-                "The Python that `command` in [framework] starts has no pytest: install it there, or let `command` name \
-                 another one (\"/opt/venv/bin/python -m pytest\").{words}"
-            )
-        } else {
-            format!("The template process of pytest ended ({how}).{words}")
-        };
-        self.roll.end(&format!("the template process ended ({how})"), FromTemplate::Ended(text));
-    }
-
-    fn last_words(&self) -> String {
-        match output::tail(&self.output, 0, TAIL_LINES) {
-            words if words.is_empty() => words,
-            words => format!("\nThe last that it wrote:\n{words}"),
-        }
-    }
-
-    async fn end(&mut self, now: bool) {
-        if let Some(link) = &mut self.roll.link
-            && !now
-        {
-            link.send(&Outgoing::Shutdown);
-            let patience = tokio::time::sleep(SHUTDOWN_PATIENCE);
-            tokio::pin!(patience);
-            loop {
-                tokio::select! {
-                    said = next(&mut self.roll.link) => self.roll.on_template(said),
-                    _ = self.process.wait() => {
-                        self.group = None;
-                        break;
-                    }
-                    () = &mut patience => break,
-                }
-            }
-        }
-        self.roll.kill_workers();
-        if let Some(group) = self.group {
-            kill_group(group);
-            let _ = self.process.wait().await;
-        }
-    }
-}
-
 /// A word that nobody else knows. The directory keeps others out; this keeps out processes that were started by tests.
-fn nonce() -> String {
+pub(super) fn nonce() -> String {
     let random = || std::hash::RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
-}
-
-impl std::fmt::Display for Exit {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.signal, self.code) {
-            (Some(signal), _) => formatter.write_str(&crate::worker::libtest::killed_by(signal)),
-            (None, Some(code)) => write!(formatter, "exit code {code}"),
-            (None, None) => formatter.write_str("nobody knows how"),
-        }
-    }
-}
-
-/// A worker is gone: what is said of it, for plugins that look after workers.
-pub(super) fn worker_down(worker: &Arc<str>, output: Option<&str>, error: Option<&str>) -> NativeEvent {
-    let error = error.map_or_else(|| "null".to_owned(), |error| serde_json::Value::from(error).to_string());
-    let data = format!("[{},{error}]", output.unwrap_or("null"));
-    NativeEvent { sandbox: Some(Arc::clone(worker)), ..NativeEvent::new("worker_down", data) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scopes_are_those_of_the_names_and_not_of_parameters() {
-        let scope = |id| Dist::LoadScope.together(id, "a/test_b.py", None).unwrap();
-        assert_eq!(&*scope("a/test_b.py::test_c"), "a/test_b.py");
-        assert_eq!(&*scope("a/test_b.py::TestC::test_d[x::y]"), "a/test_b.py::TestC");
-        assert_eq!(&*scope("a/test_b.py::test_c[x::y[z]]"), "a/test_b.py");
-        assert_eq!(&*scope("elsewhere"), "a/test_b.py");
-    }
 }

@@ -427,6 +427,16 @@ fn or_null(raw: Option<&RawValue>) -> &str {
     raw.map_or("null", RawValue::get)
 }
 
+impl std::fmt::Display for Exit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.signal, self.code) {
+            (Some(signal), _) => formatter.write_str(&crate::worker::libtest::killed_by(signal)),
+            (None, Some(code)) => write!(formatter, "exit code {code}"),
+            (None, None) => formatter.write_str("nobody knows how"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -233,3 +233,10 @@ async fn greet(mut link: Link) -> Option<(Hello, Link)> {
         }
     }
 }
+
+/// A worker is gone: what is said of it, for plugins that look after workers.
+pub(super) fn worker_down(worker: &Arc<str>, output: Option<&str>, error: Option<&str>) -> NativeEvent {
+    let error = error.map_or_else(|| "null".to_owned(), |error| serde_json::Value::from(error).to_string());
+    let data = format!("[{},{error}]", output.unwrap_or("null"));
+    NativeEvent { sandbox: Some(Arc::clone(worker)), ..NativeEvent::new("worker_down", data) }
+}

@@ -20,9 +20,10 @@ use tokio::time::Instant;
 
 use super::PytestItem;
 use super::ahead::{self, Pace};
-use super::host::{Forked, PytestHost, WorkerProcess, worker_down};
+use super::host::{Forked, PytestHost, WorkerProcess};
 use super::link::LinkError;
 use super::message::{Exit, Incoming, Outgoing, RunLine};
+use super::roll::worker_down;
 use crate::event::NativeEvent;
 use crate::framework::{TestOutcome, TestResult};
 use crate::worker::libtest::timeout_message;

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use super::directory::RunDirectory;
-use super::host::PytestOptions;
+use super::options::PytestOptions;
 use super::site::kill_group;
 
 /// The template's process, a child of this one.

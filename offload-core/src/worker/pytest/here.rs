@@ -1,0 +1,182 @@
+//! The template process of this machine and its workers.
+//!
+//! One task owns the process and the socket on which it and its forks connect.
+
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use super::directory::RunDirectory;
+use super::host::{FromTemplate, Order, nonce};
+use super::link::Link;
+use super::message::Outgoing;
+use super::options::PytestOptions;
+use super::output;
+use super::relay::WORKER;
+use super::roll::{Roll, TAIL_LINES, lacks_pytest, next};
+use super::site::{Site, kill_group};
+use super::template::Template;
+use crate::framework::DiscoverySink;
+
+/// How long the template may take to end when it is told to.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where the template and its workers connect, and what they say to be let in.
+#[derive(Debug)]
+pub(super) struct Meeting {
+    pub dir: RunDirectory,
+    listener: StdListener,
+    pub nonce: String,
+}
+
+impl Meeting {
+    pub fn new() -> io::Result<Self> {
+        let dir = RunDirectory::new()?;
+        dir.remove_others();
+        let listener = StdListener::bind(dir.socket())?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { dir, listener, nonce: nonce() })
+    }
+}
+
+/// Owns the template of this machine and the socket.
+pub(super) struct Here {
+    options: PytestOptions,
+    /// Removed last.
+    dir: RunDirectory,
+    output: PathBuf,
+    listener: UnixListener,
+    process: Template,
+    /// The template's, as long as its end has not been seen.
+    group: Option<Pid>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+    roll: Roll,
+}
+
+impl Here {
+    /// Starts the template, or takes over the one that is there. What it says comes out of the receiver.
+    pub fn start(
+        options: PytestOptions,
+        Meeting { dir, listener, nonce }: Meeting,
+        inbox: mpsc::UnboundedReceiver<Order>,
+        sink: DiscoverySink,
+    ) -> io::Result<(Self, mpsc::UnboundedReceiver<FromTemplate>)> {
+        let process = match options.adopted {
+            Some(pid) => Template::adopt(pid)?,
+            None => {
+                if options.script.as_os_str().is_empty() {
+                    std::fs::write(dir.script(), WORKER)?;
+                }
+                Template::start(&options, &dir, &nonce)?
+            }
+        };
+        let (roll, from_template) = Roll::new(Site::Here, nonce, dir.path().to_owned(), sink);
+        let here = Self {
+            options,
+            output: dir.output(),
+            dir,
+            listener: UnixListener::from_std(listener)?,
+            group: process.group(),
+            process,
+            inbox,
+            roll,
+        };
+        Ok((here, from_template))
+    }
+
+    pub async fn run(mut self) {
+        let now = loop {
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => self.roll.greet(Link::new(stream)),
+                    Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
+                },
+                Some(greeted) = self.roll.greeters.join_next() => {
+                    if let Ok(Some((hello, link))) = greeted {
+                        self.roll.on_hello(hello, link);
+                    }
+                }
+                said = next(&mut self.roll.link) => self.roll.on_template(said),
+                order = self.inbox.recv() => match order {
+                    Some(Order::Tell(line)) => self.roll.tell(line),
+                    Some(Order::Fork { id, reply }) => self.roll.fork(id, reply),
+                    Some(Order::Shutdown { now }) => break now,
+                    None => break true,
+                },
+                status = self.process.wait(), if self.group.is_some() => self.on_end(status),
+            }
+        };
+        self.end(now).await;
+        drop(self.dir);
+    }
+
+    /// The template is gone, whatever the reason.
+    fn on_end(&mut self, status: io::Result<ExitStatus>) {
+        self.group = None;
+        // What it said last may still be there to be read.
+        self.roll.hear_the_rest();
+        if std::mem::take(&mut self.roll.replace) {
+            match Template::start(&self.options, &self.dir, self.roll.nonce()) {
+                Ok(process) => {
+                    self.group = process.group();
+                    self.process = process;
+                }
+                Err(error) => {
+                    let python = self.options.python.display();
+                    let text = format!("Another template process cannot be started with {python}: {error}");
+                    let _ = self.roll.template.send(FromTemplate::Ended(text));
+                }
+            }
+            return;
+        }
+        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let words = self.last_words();
+        let text = if self.options.alone && lacks_pytest(&words) {
+            format!(
+                "The Python that `command` in [framework] starts has no pytest: install it there, or let `command` name \
+                 another one (\"/opt/venv/bin/python -m pytest\").{words}"
+            )
+        } else {
+            format!("The template process of pytest ended ({how}).{words}")
+        };
+        self.roll.end(&format!("the template process ended ({how})"), FromTemplate::Ended(text));
+    }
+
+    fn last_words(&self) -> String {
+        match output::tail(&self.output, 0, TAIL_LINES) {
+            words if words.is_empty() => words,
+            words => format!("\nThe last that it wrote:\n{words}"),
+        }
+    }
+
+    async fn end(&mut self, now: bool) {
+        if let Some(link) = &mut self.roll.link
+            && !now
+        {
+            link.send(&Outgoing::Shutdown);
+            let patience = tokio::time::sleep(SHUTDOWN_PATIENCE);
+            tokio::pin!(patience);
+            loop {
+                tokio::select! {
+                    said = next(&mut self.roll.link) => self.roll.on_template(said),
+                    _ = self.process.wait() => {
+                        self.group = None;
+                        break;
+                    }
+                    () = &mut patience => break,
+                }
+            }
+        }
+        self.roll.kill_workers();
+        if let Some(group) = self.group {
+            kill_group(group);
+            let _ = self.process.wait().await;
+        }
+    }
+}
