@@ -4,6 +4,7 @@
 //! suite, a command per batch. Sandboxes that can do more say so through provided methods: one that is this very
 //! machine gives its [`HostSlot`], and tests then run in it without any command in between.
 
+mod awaited;
 pub mod default;
 pub mod docker;
 pub mod local;

@@ -3,18 +3,16 @@
 //! Docker starts commands in a running container and cannot end them. What can be ended is everything in the container
 //! but its holder: `kill -1` in it, which also reaches what a test has put into the background.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bollard::container::LogOutput;
-use futures_core::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::container::{Inner, Output, until};
 use super::watch::next;
+use crate::provider::awaited::{Awaited, seen_to};
 use crate::provider::{ExecEvent, OutputStream, ProviderError, ProviderResult};
 
 /// How long everything has between SIGTERM and SIGKILL.
@@ -28,40 +26,6 @@ const NEWS: Duration = Duration::from_millis(300);
 
 /// How long a killed command may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
-
-/// What the command does, for whoever waits for it. Dropping it before the end ends the command.
-pub(super) struct Events {
-    receiver: mpsc::Receiver<ProviderResult<ExecEvent>>,
-    inner: Arc<Inner>,
-    /// The last event was taken.
-    ended: bool,
-    /// Hears at last whether it was.
-    dropped: Option<oneshot::Sender<bool>>,
-}
-
-impl Stream for Events {
-    type Item = ProviderResult<ExecEvent>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let polled = self.receiver.poll_recv(cx);
-        if matches!(polled, Poll::Ready(None | Some(Ok(ExecEvent::Exit(_)) | Err(_)))) {
-            self.ended = true;
-        }
-        polled
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        if !self.ended {
-            // Counted here and now: the next command must not start before the task below has seen to this one.
-            self.inner.ending.send_modify(|ending| *ending += 1);
-        }
-        if let Some(dropped) = self.dropped.take() {
-            let _ = dropped.send(self.ended);
-        }
-    }
-}
 
 /// Where a command is in its life.
 #[derive(Clone, Copy, PartialEq)]
@@ -101,7 +65,7 @@ pub(super) fn follow(inner: &Arc<Inner>, id: String, output: Output, deadline: O
     let out_of_memory = inner.fate().out_of_memory;
     let exec = Exec { inner: Arc::clone(inner), id, events, dropped, alarm: deadline, out_of_memory };
     tokio::spawn(exec.drive(output));
-    Box::pin(Events { receiver, inner: Arc::clone(inner), ended: false, dropped: Some(drop_noted) })
+    Box::pin(Awaited::new(receiver, drop_noted, Some(inner.ending.clone())))
 }
 
 impl Exec {
@@ -125,7 +89,7 @@ impl Exec {
         if running {
             put_an_end(&inner, &id, &mut output).await;
         }
-        inner.ending.send_modify(|ending| *ending = ending.saturating_sub(1));
+        seen_to(&inner.ending);
     }
 
     async fn follow(&mut self, output: &mut Output) -> End {

@@ -3,10 +3,8 @@
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_core::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::process::Child;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -16,6 +14,7 @@ use super::link::{Link, end, nonce, until};
 use super::marks::Marks;
 use super::target::not_started;
 use crate::connector::{quote, tail_of};
+use crate::provider::awaited::{Awaited, seen_to};
 use crate::provider::{Channel, ExecEvent, ProviderError, ProviderResult};
 
 /// How long a session may take to begin.
@@ -96,7 +95,7 @@ pub(super) async fn start(link: &Arc<Link>, job: Job) -> Result<Channel, String>
         timed_out: false,
     };
     tokio::spawn(session.drive(stdout, stderr, permit, dropped, job.ending.clone()));
-    let output = Events { receiver, ended: false, dropped: Some(drop_noted), ending: job.ending };
+    let output = Awaited::new(receiver, drop_noted, job.ending);
     // If that fails, the end of `ssh` tells why.
     let sent = async {
         let _ = stdin.write_all(&script).await;
@@ -115,40 +114,6 @@ pub(super) async fn start(link: &Arc<Link>, job: Job) -> Result<Channel, String>
     let input: Pin<Box<dyn AsyncWrite + Send>> =
         if job.listens { Box::pin(stdin) } else { Box::pin(tokio::io::sink()) };
     Ok(Channel { input, output: Box::pin(output) })
-}
-
-/// What the command does, for whoever waits for it. Dropping it before the end ends the command.
-struct Events {
-    receiver: mpsc::Receiver<ProviderResult<ExecEvent>>,
-    /// The last event was taken.
-    ended: bool,
-    /// Hears at last whether it was.
-    dropped: Option<oneshot::Sender<bool>>,
-    ending: Option<watch::Sender<usize>>,
-}
-
-impl Stream for Events {
-    type Item = ProviderResult<ExecEvent>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let polled = self.receiver.poll_recv(cx);
-        if matches!(polled, Poll::Ready(None | Some(Ok(ExecEvent::Exit(_)) | Err(_)))) {
-            self.ended = true;
-        }
-        polled
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        if let (false, Some(ending)) = (self.ended, &self.ending) {
-            // Counted here and now: the next command must not start before the session has seen to this one.
-            ending.send_modify(|ending| *ending += 1);
-        }
-        if let Some(dropped) = self.dropped.take() {
-            let _ = dropped.send(self.ended);
-        }
-    }
 }
 
 /// Where a command is in its life.
@@ -211,7 +176,7 @@ impl Session {
         if !dropped.await.unwrap_or(true)
             && let Some(ending) = ending
         {
-            ending.send_modify(|ending| *ending = ending.saturating_sub(1));
+            seen_to(&ending);
         }
     }
 

@@ -3,6 +3,7 @@
 //! One task owns the stream to the sandbox's [relay](super::relay). It ends with the stream, and with it everything at
 //! the far end.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -36,17 +37,8 @@ impl Far {
                         break true;
                     }
                 },
-                Some(greeted) = self.roll.greeters.join_next() => {
-                    if let Ok(Some((hello, link))) = greeted {
-                        self.roll.on_hello(hello, link);
-                    }
-                }
-                said = next(&mut self.roll.link) => self.roll.on_template(said),
-                order = self.inbox.recv() => match order {
-                    Some(Order::Tell(line)) => self.roll.tell(line),
-                    Some(Order::Fork { id, reply }) => self.roll.fork(id, reply),
-                    Some(Order::Shutdown { now }) => break now,
-                    None => break true,
+                step = self.roll.step(&mut self.inbox) => if let ControlFlow::Break(now) = step {
+                    break now;
                 },
             }
         };

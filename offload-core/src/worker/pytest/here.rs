@@ -3,6 +3,7 @@
 //! One task owns the process and the socket on which it and its forks connect.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -97,17 +98,8 @@ impl Here {
                     Ok((stream, _)) => self.roll.greet(Link::new(stream)),
                     Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
                 },
-                Some(greeted) = self.roll.greeters.join_next() => {
-                    if let Ok(Some((hello, link))) = greeted {
-                        self.roll.on_hello(hello, link);
-                    }
-                }
-                said = next(&mut self.roll.link) => self.roll.on_template(said),
-                order = self.inbox.recv() => match order {
-                    Some(Order::Tell(line)) => self.roll.tell(line),
-                    Some(Order::Fork { id, reply }) => self.roll.fork(id, reply),
-                    Some(Order::Shutdown { now }) => break now,
-                    None => break true,
+                step = self.roll.step(&mut self.inbox) => if let ControlFlow::Break(now) = step {
+                    break now;
                 },
                 status = self.process.wait(), if self.group.is_some() => self.on_end(status),
             }

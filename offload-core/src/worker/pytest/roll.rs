@@ -4,6 +4,7 @@
 //! to do and says which worker has ended. How connections come about, and how the end of the template is noticed, differs.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::host::{FromTemplate, WorkerProcess};
+use super::host::{FromTemplate, Order, WorkerProcess};
 use super::link::{Link, LinkError};
 use super::message::{Exit, Hello, Incoming, Outgoing, VERSION};
 use super::site::Site;
@@ -76,6 +77,26 @@ impl Roll {
             answers: JoinSet::new(),
         };
         (roll, from_template)
+    }
+
+    /// Takes in what happens next: somebody says who it is, the template speaks, or something is asked for. Breaks off when
+    /// the end is asked for, with whether that is to be at once.
+    pub async fn step(&mut self, inbox: &mut mpsc::UnboundedReceiver<Order>) -> ControlFlow<bool> {
+        tokio::select! {
+            Some(greeted) = self.greeters.join_next() => {
+                if let Ok(Some((hello, link))) = greeted {
+                    self.on_hello(hello, link);
+                }
+            }
+            said = next(&mut self.link) => self.on_template(said),
+            order = inbox.recv() => match order {
+                Some(Order::Tell(line)) => self.tell(line),
+                Some(Order::Fork { id, reply }) => self.fork(id, reply),
+                Some(Order::Shutdown { now }) => return ControlFlow::Break(now),
+                None => return ControlFlow::Break(true),
+            },
+        }
+        ControlFlow::Continue(())
     }
 
     /// What a process says to be let in.
