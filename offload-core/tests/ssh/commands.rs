@@ -84,12 +84,12 @@ async fn at_its_time_limit_a_command_ends_with_everything_that_it_started() {
 }
 
 /// Whether a process exists that is not only waited for.
-fn is_running(pid: &str) -> bool {
+pub(crate) fn is_running(pid: &str) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z')
 }
 
-async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(60), async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;

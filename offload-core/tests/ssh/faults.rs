@@ -9,6 +9,7 @@ use std::time::Duration;
 use offload_core::connector::next_event;
 use offload_core::provider::ExecEvent;
 
+use super::commands::{is_running, wait_until};
 use super::*;
 
 /// Why no sandbox can be had.
@@ -295,8 +296,9 @@ async fn a_cut_shorter_than_the_limit_is_survived_and_a_longer_one_loses_the_san
 async fn a_run_whose_own_process_is_killed_over_there_loses_its_sandboxes() {
     let Some(project) = Project::new() else { return };
     let (provider, sandbox) = project.sandbox().await;
-    let mut stream = sandbox.exec_stream(&Command::shell("echo begun; sleep 1000")).await.unwrap();
-    let _ = next_event(&mut stream).await;
+    let mut stream = sandbox.exec_stream(&Command::shell("sleep 1000 & echo $!; wait")).await.unwrap();
+    let Some(Ok(ExecEvent::Stdout(line))) = next_event(&mut stream).await else { panic!("it says who it is") };
+    let command = String::from_utf8(line).unwrap();
     let runs = project.sshd.runs();
     let pid = runs.iter().find(|path| path.ends_with("/connections/0/pid")).unwrap();
     let pid = std::fs::read_to_string(project.sshd.workdir().join(pid)).unwrap();
@@ -310,6 +312,7 @@ async fn a_run_whose_own_process_is_killed_over_there_loses_its_sandboxes() {
     assert_ne!(project.sshd.runs(), [""; 0]);
     let (provider, sandbox) = project.sandbox().await;
     assert_eq!(project.sshd.runs().iter().filter(|path| path.ends_with("/connections")).count(), 1);
+    wait_until("what it ran has gone, too", || !is_running(command.trim())).await;
     project.ends(provider, sandbox).await;
 }
 

@@ -1,12 +1,31 @@
 # What dead runs have left, and how to tell.
 
-# Whether $1 is the process of a holder: numbers are used again.
-is_holder() {
+# Whether $1 is a process of ours, a holder or a command: numbers are used again.
+is_ours() {
     kill -0 "$1" 2>/dev/null || return 1
     case $(tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null || ps -o args= -p "$1") in
         *offload-*) return 0 ;;
     esac
     return 1
+}
+
+# Sends the signal $1 to the session $2; one that kills, to what its processes start meanwhile, too.
+signal() {
+    kill -s "$1" -- "-$2" 2>/dev/null
+    left=50
+    while [ "$left" -gt 0 ]; do
+        left=$((left - 1))
+        found=
+        for status in /proc/[0-9]*/stat; do
+            { read -r line <"$status"; } 2>/dev/null || continue
+            set -- "$1" "$2" ${line##*)}
+            if [ "$6" = "$2" ] && [ "$3" != Z ]; then
+                process=${status#/proc/}
+                kill -s "$1" "${process%/stat}" 2>/dev/null && found=yes
+            fi
+        done
+        [ "$1$found" = KILLyes ] || break
+    done
 }
 
 remove() {
@@ -16,17 +35,25 @@ remove() {
     }
 }
 
+# Ends what still runs of the dead run in the directory $1: its holder was killed, and could not.
+end_commands() {
+    for file in "$1"/connections/*/pids/* "$1"/connections/*/ended/*; do
+        [ -e "$file" ] && is_ours "${file##*/}" && signal KILL "${file##*/}"
+    done
+}
+
 # Removes the directories of dead runs in the directory $1 of a project; counts them in $removed, and others in $alive.
 remove_dead() {
     for other in "$1"/run-* "$1"/new-*; do
         [ -d "$other" ] || continue
         is_alive=
         for file in "$other"/pid "$other"/connections/*/pid; do
-            { read -r pid <"$file"; } 2>/dev/null && is_holder "$pid" && is_alive=yes
+            { read -r pid <"$file"; } 2>/dev/null && is_ours "$pid" && is_alive=yes
         done
         if [ -n "$is_alive" ]; then
             alive=$((alive + 1))
         else
+            end_commands "$other"
             remove "$other" && removed=$((removed + 1))
         fi
     done

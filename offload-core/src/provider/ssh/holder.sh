@@ -11,25 +11,6 @@ fail() {
     exit 1
 }
 
-# Sends the signal $1 to the session $2; one that kills, to what its processes start meanwhile, too.
-signal() {
-    kill -s "$1" -- "-$2" 2>/dev/null
-    left=50
-    while [ "$left" -gt 0 ]; do
-        left=$((left - 1))
-        found=
-        for status in /proc/[0-9]*/stat; do
-            { read -r line <"$status"; } 2>/dev/null || continue
-            set -- "$1" "$2" ${line##*)}
-            if [ "$6" = "$2" ] && [ "$3" != Z ]; then
-                process=${status#/proc/}
-                kill -s "$1" "${process%/stat}" 2>/dev/null && found=yes
-            fi
-        done
-        [ "$1$found" = KILLyes ] || break
-    done
-}
-
 finish() {
     # From now on nothing begins.
     mv "$own/pids" "$own/ended"

@@ -70,7 +70,7 @@ impl Far {
         let place = &self.place;
         let text = if lacks_pytest(words) {
             format!(
-                "There is no pytest for the Python in {place}. Install it there: in the image, or by \
+                "There is no pytest for the Python in {place}. Install it there: by hand, in the image, or by \
                  `sandbox_init_cmd` in [offload]; if it is there for another Python, let `command` in [framework] \
                  name that one"
             )
