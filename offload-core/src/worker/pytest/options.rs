@@ -76,9 +76,9 @@ pub struct PytestOptions {
     pub inherit_output: bool,
     /// Tests run although some files could not be collected.
     pub continue_on_collection_errors: bool,
-    /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`].
+    /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`](super::PytestHost::set_init).
     pub init: Option<String>,
-    /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`] says.
+    /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`](super::PytestHost::meeting_point) says.
     pub adopted: Option<i32>,
     /// No pytest makes its own of what workers say: what ends one is the fault of the test that it ran.
     pub alone: bool,
