@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+from cargo_suites import installed
 from contest import ROOT, SLOTS, WORK, Contender, report, take_turns, write
 
 VENV = WORK / "venv"
@@ -31,9 +32,10 @@ def compare_trivial(runs: int) -> bool:
     ours = offload("pytest --offload", suite)
     plain = pytest("pytest", suite)
     theirs = pytest(f"pytest -n{SLOTS} (xdist)", suite, f"-n{SLOTS}")
-    take_turns([ours, plain, theirs], runs)
+    contenders = [ours, plain, theirs, offload_0_10(suite)]
+    take_turns(contenders, runs)
     targets = [(ours.name, plain.name, 0.60), (ours.name, theirs.name, 0.45)]
-    return report("pytest: 5,000 trivial tests in 200 files", [ours, plain, theirs], targets)
+    return report("pytest: 5,000 trivial tests in 200 files", contenders, targets)
 
 
 def compare_imports(runs: int) -> bool:
@@ -64,10 +66,11 @@ def compare_skewed(runs: int) -> bool:
     ours = offload("pytest --offload", suite)
     theirs = pytest(f"pytest -n{SLOTS} (xdist)", suite, f"-n{SLOTS}")
     bound = Bound("lower bound: all sleeping, shared out evenly", (LONG_TESTS * LONG + SHORT_TESTS * SHORT) / SLOTS)
-    take_turns([ours, theirs], max(3, runs // 2))
+    old = offload_0_10(suite)
+    take_turns([ours, theirs, old], max(3, runs // 2))
     targets = [(ours.name, bound.name, 1.10), (ours.name, theirs.name, 0.90)]
     title = f"pytest: {LONG_TESTS} tests of {LONG:g} s, {SHORT_TESTS} of {SHORT * 1000:g} ms, durations known"
-    return report(title, [ours, bound, theirs], targets)
+    return report(title, [ours, bound, theirs, old], targets)
 
 
 def compare_single(runs: int) -> bool:
@@ -213,6 +216,22 @@ def pytest(
     """pytest as a contender."""
     python = python or environment(VENV, PACKAGES)
     contender = Contender(name, [str(python), "-m", "pytest", "-q", *args], suite, env)
+    for variable in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+        contender.env.pop(variable, None)
+    return contender
+
+
+def offload_0_10(suite: pathlib.Path) -> Contender:
+    """The published system whose API this project implements, on local sandboxes (it starts pytest for each batch)."""
+    program = installed("offload", version="0.10.0")
+    python = environment(VENV, PACKAGES)
+    write(
+        suite / "offload-0.10.toml",
+        f'[offload]\nmax_parallel = {SLOTS}\nsandbox_project_root = "{suite}"\n[provider]\ntype = "local"\n'
+        f'[framework]\ntype = "pytest"\npaths = ["."]\ncommand = "{python} -m pytest"\n[groups.all]\nretry_count = 0\n'
+        f'[report]\noutput_dir = "{suite / "offload-0.10"}"\n',
+    )
+    contender = Contender("offload 0.10", [program, "-c", "offload-0.10.toml", "run"], suite)
     for variable in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
         contender.env.pop(variable, None)
     return contender
