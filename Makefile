@@ -19,6 +19,8 @@ demo: $(VENV)/ready
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/demo/*.whl
 	@rm -f "$${TMPDIR:-/tmp}/offload-example-flaky"*
+	@# What fails while Cargo still builds is forgotten and tried again, and the flaky test would not be seen to be.
+	@cd examples/rust && $(CARGO) test --quiet --no-run
 	@echo; echo '$$ cd examples/rust && cargo offload --retries 1 -v'
 	@cd examples/rust && $(OFFLOAD) offload --retries 1 -v; code=$$?; echo; \
 		echo "exit code $$code: one test of the example fails on purpose"; test $$code -eq 1
