@@ -215,7 +215,11 @@ def pytest(
 ) -> Contender:
     """pytest as a contender."""
     python = python or environment(VENV, PACKAGES)
-    contender = Contender(name, [str(python), "-m", "pytest", "-q", *args], suite, env)
+    return unhindered(Contender(name, [str(python), "-m", "pytest", "-q", *args], suite, env))
+
+
+def unhindered(contender: Contender) -> Contender:
+    """Without what may be set in this terminal and slows Python down."""
     for variable in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
         contender.env.pop(variable, None)
     return contender
@@ -231,10 +235,7 @@ def offload_0_10(suite: pathlib.Path) -> Contender:
         f'[framework]\ntype = "pytest"\npaths = ["."]\ncommand = "{python} -m pytest"\n[groups.all]\nretry_count = 0\n'
         f'[report]\noutput_dir = "{suite / "offload-0.10"}"\n',
     )
-    contender = Contender("offload 0.10", [program, "-c", "offload-0.10.toml", "run"], suite)
-    for variable in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
-        contender.env.pop(variable, None)
-    return contender
+    return unhindered(Contender("offload 0.10", [program, "-c", "offload-0.10.toml", "run"], suite))
 
 
 def environment(path: pathlib.Path, packages: list[str]) -> pathlib.Path:

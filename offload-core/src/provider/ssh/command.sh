@@ -1,6 +1,7 @@
 # Runs one command. In: $own (the directory of the connection), $nonce, $end (a line), $enter (what goes before the shell),
 # $input (`/dev/null`, or empty: what comes on standard input). The command comes on standard input, up to the line $end.
-: >"$own/pids/$$" || exit 1
+# By this word, which is among its arguments, it is known from another process with its number.
+printf '%s\n' "$end" >"$own/pids/$$" || exit 1
 # Its children do not inherit this: they end, and it tells how.
 trap : TERM
 umask=$(umask)

@@ -1,10 +1,10 @@
 # What dead runs have left, and how to tell.
 
-# Whether $1 is a process of ours, a holder or a command: numbers are used again.
-is_ours() {
+# Whether $1 is a process with the word $2 in its arguments: numbers are used again.
+has_argument() {
     kill -0 "$1" 2>/dev/null || return 1
     case $(tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null || ps -o args= -p "$1") in
-        *offload-*) return 0 ;;
+        *"$2"*) return 0 ;;
     esac
     return 1
 }
@@ -38,7 +38,9 @@ remove() {
 # Ends what still runs of the dead run in the directory $1: its holder was killed, and could not.
 end_commands() {
     for file in "$1"/connections/*/pids/* "$1"/connections/*/ended/*; do
-        [ -e "$file" ] && is_ours "${file##*/}" && signal KILL "${file##*/}"
+        name=
+        { read -r name <"$file"; } 2>/dev/null
+        [ -n "$name" ] && has_argument "${file##*/}" "$name" && signal KILL "${file##*/}"
     done
 }
 
@@ -48,7 +50,7 @@ remove_dead() {
         [ -d "$other" ] || continue
         is_alive=
         for file in "$other"/pid "$other"/connections/*/pid; do
-            { read -r pid <"$file"; } 2>/dev/null && is_ours "$pid" && is_alive=yes
+            { read -r pid <"$file"; } 2>/dev/null && has_argument "$pid" offload- && is_alive=yes
         done
         if [ -n "$is_alive" ]; then
             alive=$((alive + 1))
