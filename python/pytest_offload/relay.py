@@ -41,6 +41,7 @@ DUMP_POLL = 0.02
 # How long the template may take to end, with everything that comes of it.
 END_PATIENCE = 5.0
 TAIL = 64 << 10
+SHARED_MEMORY = "/dev/shm"
 TEMPLATE = "template"
 
 
@@ -221,7 +222,7 @@ class Relay:
             try:
                 self.start(message)
             except OSError as error:
-                self.tell(type="ended", text="it could not be started: %s" % error)
+                self.tell(type="ended", text=str(error))
         elif kind == "kill":
             kill(message["pid"])
         elif kind == "interrupt":
@@ -410,11 +411,20 @@ class Relay:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def scratch() -> "Optional[str]":
-    """Where the sandbox removes what a relay leaves that is killed; None where it has no such place."""
+def scratch() -> str:
+    """Where the private directory is to be: where the sandbox removes what a relay leaves that is killed, if it can."""
     path = os.environ.pop("OFFLOAD_SCRATCH", None)
     # The path of a socket is short.
-    return path if path and len(path) < 80 and os.path.isdir(path) else None
+    if path and len(path) < 80 and os.path.isdir(path):
+        return path
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        # A sandbox of which nothing can be written to may still share memory. Pytest itself needs a place, too.
+        if not os.access(SHARED_MEMORY, os.W_OK):
+            raise OSError("%s; mount one there that can be written to" % error.strerror)
+        os.environ["TMPDIR"] = tempfile.tempdir = SHARED_MEMORY
+        return SHARED_MEMORY
 
 
 def kill(pid: int) -> None:

@@ -168,6 +168,35 @@ def test_waits():
     wait_until("nothing is left", lambda: hosts.sshd.runs() == [])
 
 
+def test_a_relay_that_stands_still_costs_no_test(hosts: Hosts, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
+    hosts.run.write(
+        tests__test_long=f"""
+import os, signal, time
+def test_waits():
+    try:
+        file = open({str(stopped)!r}, "x")
+    except FileExistsError:
+        return
+    # The worker is the template's child, and the template the relay's.
+    with open(f"/proc/{{os.getppid()}}/stat") as stat:
+        relay = int(stat.read().rpartition(")")[2].split()[1])
+    with file:
+        file.write(f"{{relay}} {{os.getpid()}}")
+    os.kill(relay, signal.SIGSTOP)
+    time.sleep(1000)
+""",
+        tests__test_short="\n".join(f"def test_{number}(): pass" for number in range(20)),
+    )
+    outcome = hosts.offload()
+    assert outcome.exit_code == 0, outcome.text
+    assert "21 passed" in outcome.text
+    # The connection stands, and the server answers: nothing but the silence tells.
+    assert "was lost: nothing was heard from it for 30 s" in outcome.text
+    pids = stopped.read_text(encoding="utf-8").split()
+    wait_until("its processes are gone", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
 def test_killed_runs_leave_nothing(hosts: Hosts, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     hosts.run.write(

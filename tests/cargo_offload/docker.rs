@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::daemon::Daemon;
 use crate::docker_support::{docker, image};
 use crate::support::{Run, cargo_offload, offload, wait_until};
 
@@ -155,21 +156,48 @@ fn what_was_created_and_never_started_goes_with_the_next_run() {
 }
 
 #[test]
-fn a_container_that_is_killed_costs_no_test() {
-    // The first that comes waits to be killed.
-    let test = "if mkdir /seen/first 2>/dev/null; then touch /seen/begun; sleep 1000; fi\n";
+fn two_runs_at_once_do_not_disturb_each_other() {
     let seen = tempfile::tempdir().unwrap();
+    // Each waits for the other, writes where the other reads, and finds its own.
+    let test = "hostname=$(cat /etc/hostname)\necho $hostname >state; touch /seen/$hostname\n\
+                until [ $(ls /seen | wc -l) -ge 2 ]; do sleep 0.05; done\nsleep 0.3; test $(cat state) = $hostname\n";
     let mounts = format!("mounts = [\"{}:/seen\"]\n{SHELL_TESTS}", seen.path().display());
-    let Some(project) = Project::new(&mounts, &[("t/a.sh", test), ("t/b.sh", "exit 0\n")]) else { return };
-    let mut command = offload(project.dir());
-    let reports = tempfile::tempdir().unwrap();
-    command.args(["run", "-j", "1"]).env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path());
-    let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_until("the test runs", || seen.path().join("begun").exists());
-    docker(&["kill", &project.containers()]);
-    let run = Run::from_output(run.wait_with_output().unwrap(), reports).exits(0).says("2 passed");
-    run.says("was killed from outside with signal 9");
+    let Some(project) = Project::new(&mounts, &[("t/a.sh", test)]) else { return };
+    let runs: Vec<_> = std::iter::repeat_with(|| {
+        let reports = tempfile::tempdir().unwrap();
+        let mut command = offload(project.dir());
+        command.arg("run").env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path());
+        (command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(), reports)
+    })
+    .take(2)
+    .collect();
+    wait_until("both run their tests", || std::fs::read_dir(seen.path()).unwrap().count() >= 2);
+    // While they do, nothing of theirs is taken for dead.
+    let clean = project.run(&["clean"]);
+    for (run, reports) in runs {
+        Run::from_output(run.wait_with_output().unwrap(), reports).exits(0).says("1 passed");
+    }
+    assert_eq!(clean.code, Some(0), "{}", clean.text());
     assert_eq!(project.containers(), "");
+}
+
+#[test]
+fn a_container_that_is_killed_or_paused_costs_no_test() {
+    for (fault, told) in [("kill", "was killed from outside with signal 9"), ("pause", "was paused from outside")] {
+        // The first that comes waits for its fate.
+        let test = "if mkdir /seen/first 2>/dev/null; then touch /seen/begun; sleep 1000; fi\n";
+        let seen = tempfile::tempdir().unwrap();
+        let mounts = format!("mounts = [\"{}:/seen\"]\n{SHELL_TESTS}", seen.path().display());
+        let Some(project) = Project::new(&mounts, &[("t/a.sh", test), ("t/b.sh", "exit 0\n")]) else { return };
+        let mut command = offload(project.dir());
+        let reports = tempfile::tempdir().unwrap();
+        command.args(["run", "-j", "1"]).env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path());
+        let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until("the test runs", || seen.path().join("begun").exists());
+        docker(&[fault, &project.containers()]);
+        Run::from_output(run.wait_with_output().unwrap(), reports).exits(0).says("2 passed").says(told);
+        assert_eq!(project.containers(), "");
+    }
 }
 
 #[test]
@@ -273,73 +301,6 @@ fn main() {
 }
 "#;
 
-/// A daemon of a test's own, in a network of its own: another's would be disturbed.
-struct Daemon {
-    dir: tempfile::TempDir,
-    options: Vec<String>,
-    process: Option<std::process::Child>,
-}
-
-impl Daemon {
-    /// Starts one that has the image of the tests.
-    fn with_image(options: Vec<String>) -> Self {
-        let mut daemon = Self { dir: tempfile::tempdir().unwrap(), options, process: None };
-        daemon.start();
-        let loaded = daemon.docker(&format!("docker save {} | docker --host $OWN_DOCKER_HOST load", image().unwrap()));
-        assert!(loaded.status.success(), "{loaded:?}");
-        daemon
-    }
-
-    fn host(&self) -> String {
-        format!("unix://{}", self.dir.path().join("docker.sock").display())
-    }
-
-    fn docker(&self, line: &str) -> std::process::Output {
-        let mut shell = std::process::Command::new("sh");
-        shell.arg("-c").arg(line).env("OWN_DOCKER_HOST", self.host()).output().unwrap()
-    }
-
-    fn start(&mut self) {
-        let path = |name: &str| self.dir.path().join(name);
-        let mut dockerd = std::process::Command::new("unshare");
-        dockerd.args([
-            "--net",
-            "sh",
-            "-c",
-            "ip link set lo up; exec dockerd \"$@\"",
-            "dockerd",
-            "--host",
-            &self.host(),
-        ]);
-        dockerd.args(&self.options);
-        for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
-            dockerd.arg(option).arg(path(name));
-        }
-        let log = std::fs::File::create(path("log")).unwrap();
-        dockerd.stdout(Stdio::null()).stderr(log);
-        let mut process = dockerd.spawn().unwrap();
-        wait_until("the daemon answers", || {
-            let log = || std::fs::read_to_string(path("log")).unwrap();
-            assert!(process.try_wait().unwrap().is_none(), "dockerd ended: {}", log());
-            self.docker("docker --host $OWN_DOCKER_HOST version").status.success()
-        });
-        self.process = Some(process);
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = kill_process(Pid::from_child(&process), Signal::TERM);
-            process.wait().unwrap();
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
 #[test]
 fn a_daemon_that_is_restarted_costs_no_test() {
     let seen = tempfile::tempdir().unwrap();
@@ -358,8 +319,7 @@ fn a_daemon_that_is_restarted_costs_no_test() {
     daemon.start();
     let run = Run::from_output(run.wait_with_output().unwrap(), reports).exits(0).says("2 passed");
     run.says("1 test starts again elsewhere").never_says("may be left behind");
-    let left = daemon.docker("docker --host $OWN_DOCKER_HOST ps --all --quiet");
-    assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
+    assert_eq!(daemon.containers(), "");
 }
 
 /// Certificates for a daemon at 127.0.0.1 and for those who use it, by two authorities that know nothing of each other.
@@ -398,7 +358,7 @@ fn a_daemon_behind_tls_is_used_by_those_who_prove_who_they_are() {
         options.extend([format!("--tls{option}"), path(&format!("right/{name}"))]);
     }
     let daemon = Daemon::with_image(options);
-    let net = format!("/proc/{}/ns/net", daemon.process.as_ref().unwrap().id());
+    let net = format!("/proc/{}/ns/net", daemon.pid());
     let run = |args: &[&str], env: &[(&str, &str)]| {
         let offload = offload(project.dir());
         let mut command = std::process::Command::new("nsenter");
@@ -430,7 +390,7 @@ fn a_daemon_behind_tls_is_used_by_those_who_prove_who_they_are() {
     let created = docker.env_remove("DOCKER_HOST").output().unwrap();
     assert!(created.status.success(), "{created:?}");
     run(&["run"], &[("DOCKER_CONTEXT", "secured")]).exits(0).says("1 passed");
-    assert_eq!(daemon.docker("docker --host $OWN_DOCKER_HOST ps --all --quiet").stdout, b"");
+    assert_eq!(daemon.containers(), "");
 
     tls("wrong").exits(3).says("does not prove that it is the one").says("UnknownIssuer");
     tls("mixed").exits(3).says("does not take the certificate").says("mixed/cert.pem");

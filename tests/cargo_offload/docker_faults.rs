@@ -1,7 +1,12 @@
 //! What breaks around containers: what the user is told, and that nothing of ours stays.
 
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::Command;
 
+use crate::daemon::Daemon;
 use crate::docker::{Project, SHELL_TESTS};
 use crate::docker_support::{docker, image};
 use crate::support::{Run, cargo_offload, manifest, offload};
@@ -72,7 +77,7 @@ fn whoever_may_not_use_the_daemon_is_told() {
     let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("docker.sock");
-    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let _listener = UnixListener::bind(&socket).unwrap();
     // Nobody but root may go there; root may go anywhere.
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let program = project.dir().join("offload");
@@ -92,6 +97,103 @@ fn whoever_may_not_use_the_daemon_is_told() {
             socket.display()
         )
     );
+}
+
+/// The daemon of the tests at another address, where it says that the newest API that it knows is of version 1.24, as
+/// Docker 1.12 did: no Docker as old as that can be had.
+fn aged(socket: &Path) {
+    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, daemon) =
+                (client.unwrap(), UnixStream::connect(host.strip_prefix("unix://").unwrap()).unwrap());
+            let (mut asked, mut asks) = (client.try_clone().unwrap(), daemon.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut asked, &mut asks);
+                let _ = asks.shutdown(Shutdown::Write);
+            });
+            std::thread::spawn(move || {
+                let (mut daemon, mut client, mut buffer) = (daemon, client, [0; 1 << 16]);
+                while let Ok(length @ 1..) = daemon.read(&mut buffer) {
+                    let answer = &mut buffer[..length];
+                    let key = b"\"ApiVersion\":\"1.";
+                    for at in 0..answer.len().saturating_sub(key.len() + 2) {
+                        if answer[at..].starts_with(key) {
+                            answer[at + key.len()..][..2].copy_from_slice(b"24");
+                        }
+                    }
+                    if client.write_all(answer).is_err() {
+                        break;
+                    }
+                }
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_daemon_that_is_too_old_is_told() {
+    let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("docker.sock");
+    aged(&socket);
+    let mut command = offload(project.dir());
+    command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+    let run = Run::new(command, ["run"]).exits(3);
+    let told = format!(
+        "the Docker daemon at unix://{} is too old: it knows version 1.24 of the API, and Offload needs 1.41, which is in \
+         Docker 20.10 and newer; update it\n",
+        socket.display()
+    );
+    assert_eq!(run.stderr.matches(&told).count(), 1, "{}", run.stderr);
+    assert_eq!(project.containers(), "");
+}
+
+/// A runtime for containers whose root cannot be written to: Docker's own, told so.
+const READ_ONLY_RUNTIME: &str = r#"#!/bin/sh
+for word; do
+    if test "$last" = --bundle; then sed -i 's/"root":{/"root":{"readonly":true,/' "$word/config.json"; fi
+    last=$word
+done
+exec runc "$@"
+"#;
+
+#[test]
+fn where_nothing_can_be_written_those_tests_fail_that_write() {
+    let config = |framework: &str| format!("network = \"none\"\n{framework}");
+    let Some(project) = Project::new(&config(SHELL_TESTS), &[("t/a.sh", "exit 0\n"), ("t/b.sh", "echo >x\n")]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = dir.path().join("runtime");
+    std::fs::write(&runtime, READ_ONLY_RUNTIME).unwrap();
+    std::fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let options = [format!("--add-runtime=readonly={}", runtime.display()), "--default-runtime=readonly".to_owned()];
+    let daemon = Daemon::with_image(options.to_vec());
+    let run = |project: &Project| {
+        let mut command = offload(project.dir());
+        command.env("DOCKER_HOST", daemon.host());
+        Run::new(command, ["run"])
+    };
+    run(&project).exits(1).says("1 passed, 1 failed").says("cannot create x: Read-only file system");
+
+    let tests = "def test_reads(): open('offload.toml').close()\ndef test_writes(): open('x', 'w').close()\n\
+                 def test_tmp_path(tmp_path): (tmp_path / 'x').touch()\n";
+    let project = Project::new(&config(PYTEST), &[("t/test_it.py", tests)]).unwrap();
+    run(&project).exits(1).says("2 passed, 1 failed").says("Read-only file system: 'x'");
+    let toml = project.dir().join("offload.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    std::fs::write(&toml, format!("{text}sandbox_init_cmd = \"echo >/x\"\n")).unwrap();
+    run(&project).exits(3).says("cannot create /x: Read-only file system");
+
+    // Not even memory that processes share.
+    let none = format!("mounts = [\"{}:/dev/shm:ro\"]\n{PYTEST}", dir.path().display());
+    let project = Project::new(&config(&none), &[("t/test_it.py", tests)]).unwrap();
+    let told = run(&project).exits(3).says("The template process of pytest cannot be started in the image ");
+    told.says("No usable temporary directory found in ['/tmp', ").says("; mount one there that can be written to");
+    assert_eq!(daemon.containers(), "");
 }
 
 #[test]

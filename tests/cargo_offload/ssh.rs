@@ -249,6 +249,24 @@ fn hosts_that_cannot_be_used_are_left_out_or_end_the_run() {
 }
 
 #[test]
+fn a_host_that_is_not_the_one_or_lets_nobody_in_is_told_once() {
+    let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
+    let refused = |what: &str| {
+        let run = project.run(&["run"]).exits(3);
+        assert_eq!(run.stderr.matches(what).count(), 1, "{}", run.stderr);
+        assert_eq!(run.stderr.matches("error:").count(), 1, "{}", run.stderr);
+    };
+    std::fs::write(project.sshd.path("authorized_keys"), "").unwrap();
+    refused("refuses to let us in (");
+    let mut project = project;
+    project.sshd.change_key();
+    let run = project.run(&["run"]).exits(3);
+    let what = format!("the host key of 127.0.0.1:{} is not the one that is known here", project.sshd.port);
+    assert_eq!(run.stderr.matches(&what).count(), 1, "{}", run.stderr);
+    assert_eq!(project.sshd.left(), [""; 0]);
+}
+
+#[test]
 fn where_there_is_no_ssh_that_is_said() {
     let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
     let bin = tempfile::tempdir().unwrap();

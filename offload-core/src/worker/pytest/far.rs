@@ -68,7 +68,9 @@ impl Far {
     fn on_end(&mut self, exit: Exit, words: &str) {
         self.roll.hear_the_rest();
         let place = &self.place;
-        let text = if lacks_pytest(words) {
+        let text = if !exit.is_known() {
+            format!("The template process of pytest cannot be started in {place}: {words}")
+        } else if lacks_pytest(words) {
             format!(
                 "There is no pytest for the Python in {place}. Install it there: by hand, in the image, or by \
                  `sandbox_init_cmd` in [offload]; if it is there for another Python, let `command` in [framework] \

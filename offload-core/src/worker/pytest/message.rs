@@ -123,6 +123,13 @@ pub(crate) struct Exit {
     pub signal: Option<i32>,
 }
 
+impl Exit {
+    /// Whether there was a process whose end somebody has seen.
+    pub fn is_known(self) -> bool {
+        self.code.is_some() || self.signal.is_some()
+    }
+}
+
 /// A file with tests.
 #[derive(Debug, Deserialize)]
 pub(crate) struct UnitLine {
