@@ -1314,7 +1314,7 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     """Everything in which a worker's process differs from the template's."""
     config = plugin.session.config
     if forked:
-        os.setsid()
+        lead_group(plugin.init)
         plugin.channel = Channel(plugin.channel.path)
         if plugin.xml is not None:
             plugin.xml._channel = plugin.channel
@@ -1355,6 +1355,16 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     plugin.greeted = True
     if plugin.init.get("elsewhere"):
         plugin.channel.send("data", kind="workerinfo", payload=worker_info())
+
+
+def lead_group(init: Message) -> None:
+    """Makes this process the leader of a group, which ends with it: so do processes that tests have started."""
+    if init.get("elsewhere"):
+        # Whoever ends the sandbox ends the session in which it was begun, should nothing else be able to.
+        os.setpgid(0, 0)
+    else:
+        # And away from the terminal, which would stop a worker that reads from it.
+        os.setsid()
 
 
 def worker_info() -> dict[str, Any]:
@@ -1954,7 +1964,7 @@ def main(argv: list[str], forked: bool) -> int:
         with open(argv[3], encoding="ascii") as file:
             init: Message = json.load(file)
         name = init["worker_id"]
-        os.setsid()
+        lead_group(init)
     else:
         if os.getpgrp() != os.getpid():
             os.setpgid(0, 0)
