@@ -23,7 +23,7 @@ use offload_core::worker::pytest::{Dist, PytestOptions};
 use python::python;
 use serde_json::json;
 
-const WORKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../python/pytest_offload/worker.py");
+const WORKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../python/pytest_offload/worker/__main__.py");
 
 /// A project with tests, and how it is run.
 struct Project {

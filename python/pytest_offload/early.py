@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import worker
+from .worker import program
 
 if TYPE_CHECKING:
     import pytest
@@ -124,7 +124,7 @@ def _be_template(pipe: int, env: dict[str, str]) -> NoReturn:
             os.environ.update(env)
             _forget_controller()
             socket, nonce = json.loads(said)
-            code = worker.run([worker.__file__, socket, nonce], forked=True)
+            code = program.run([socket, nonce], forked=True)
     finally:
         os._exit(code)
 

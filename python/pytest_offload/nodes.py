@@ -11,10 +11,13 @@ import functools
 import json
 import platform
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from .worker.channel import tagged, untagged
 
 if TYPE_CHECKING:
     from ._core import Session
@@ -105,7 +108,9 @@ class Nodes(dict[str, WorkerNode]):
         if hook is not None:
             hook(node=node)
         return {
-            name: tagged(value, f"workerinput[{name!r}]") for name, value in node.workerinput.items() if name not in own
+            name: sendable(value, f"workerinput[{name!r}]")
+            for name, value in node.workerinput.items()
+            if name not in own
         }
 
     def down(self, worker: str, output: str | None, error: str | None) -> None:
@@ -124,42 +129,22 @@ class Nodes(dict[str, WorkerNode]):
         return hook if hook is not None and hook.get_hookimpls() else None
 
 
-def tagged(value: object, where: str) -> object:
-    """What xdist can send, in what JSON can hold; the same as `_tagged` in `worker.py`."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        members = [tagged(member, where) for member in value]
-        if isinstance(value, list):
-            return members
-        return {"$tuple" if isinstance(value, tuple) else "$set": members}
-    if isinstance(value, bytes):
-        return {"$bytes": value.decode("latin-1")}
+def sendable(value: object, where: str) -> object:
+    """What is found at `where`, in what JSON can hold. What xdist could not send is not sent."""
+    for member in _members(value):
+        if not (member is None or isinstance(member, (str, int, float, bytes))):
+            raise TypeError(
+                f"{where} is of type {type(member).__name__}, which cannot be sent to a worker; "
+                "send numbers, strings, bytes, lists, tuples, sets or dicts of these"
+            )
+    return tagged(value)
+
+
+def _members(value: object) -> Iterator[object]:
     if isinstance(value, dict):
-        pairs = [(tagged(key, where), tagged(member, where)) for key, member in value.items()]
-        if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
-            return dict(pairs)
-        return {"$dict": [list(pair) for pair in pairs]}
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    raise TypeError(
-        f"{where} is of type {type(value).__name__}, which cannot be sent to a worker; "
-        "send numbers, strings, bytes, lists, tuples, sets or dicts of these"
-    )
-
-
-def untagged(value: Any) -> Any:
-    """The inverse of `tagged`."""
-    if isinstance(value, list):
-        return [untagged(member) for member in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        ((tag, content),) = value.items()
-        if tag == "$tuple":
-            return tuple(untagged(member) for member in content)
-        if tag == "$set":
-            return {untagged(member) for member in content}
-        if tag == "$bytes":
-            return content.encode("latin-1")
-        if tag == "$dict":
-            return {untagged(key): untagged(member) for key, member in content}
-    return {key: untagged(member) for key, member in value.items()}
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for member in value:
+            yield from _members(member)
+    else:
+        yield value

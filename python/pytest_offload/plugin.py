@@ -20,7 +20,7 @@ import pytest
 
 from . import conftests, coverage, early, options
 from .options import Settings
-from .worker import register_group_marker, stand_in_for_xdist
+from .worker.standins import register_group_marker, stand_in_for_xdist
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -113,7 +113,7 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
         "args": coverage.worker_args(known, [str(arg) for arg in config.invocation_params.args]),
         "cwd": str(config.invocation_params.dir),
         "python": sys.executable,
-        "worker_py": str(Path(__file__).with_name("worker.py")),
+        "worker_py": str(Path(__file__).with_name("worker") / "__main__.py"),
         "workers": settings.workers,
         "collect": settings.collect,
         "start_method": settings.start_method,

@@ -254,9 +254,12 @@ class Relay:
             os.environ[name] = value.replace("{root}", root)
         self.silence = message["silence"]
         self.directory = tempfile.mkdtemp(prefix="offload-", dir=scratch())
-        script = os.path.join(self.directory, "worker.py")
-        with open(script, "wb") as file:
-            file.write(message["worker"].encode("utf-8"))
+        worker = os.path.join(self.directory, "worker")
+        os.mkdir(worker)
+        for name, text in message["worker"].items():
+            with open(os.path.join(worker, name), "wb") as file:
+                file.write(text.encode("utf-8"))
+        script = os.path.join(worker, "__main__.py")
         path = os.path.join(self.directory, "s")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
@@ -422,7 +425,7 @@ def scratch() -> str:
     except OSError as error:
         # A sandbox of which nothing can be written to may still share memory. Pytest itself needs a place, too.
         if not os.access(SHARED_MEMORY, os.W_OK):
-            raise OSError("%s; mount one there that can be written to" % error.strerror)
+            raise OSError("%s; mount one there that can be written to" % error.strerror) from None
         os.environ["TMPDIR"] = tempfile.tempdir = SHARED_MEMORY
         return SHARED_MEMORY
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from .nodes import WorkerNode, untagged
+from .nodes import WorkerNode
+from .worker.channel import untagged
 
 Phase = Literal["setup", "call", "teardown"]
 PHASES: tuple[Phase, Phase, Phase] = ("setup", "call", "teardown")

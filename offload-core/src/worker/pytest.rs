@@ -27,6 +27,7 @@ mod link;
 mod message;
 mod options;
 mod output;
+mod program;
 mod relay;
 mod roll;
 mod serve;

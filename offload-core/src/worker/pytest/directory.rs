@@ -49,11 +49,6 @@ impl RunDirectory {
         self.path().join("s")
     }
 
-    /// The path of the worker's program, where it is not somewhere else.
-    pub fn script(&self) -> PathBuf {
-        self.path().join("worker.py")
-    }
-
     /// The path of the file for what the template writes.
     pub fn output(&self) -> PathBuf {
         self.path().join("output")

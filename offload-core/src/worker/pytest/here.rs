@@ -19,7 +19,7 @@ use super::link::Link;
 use super::message::Outgoing;
 use super::options::PytestOptions;
 use super::output;
-use super::relay::WORKER;
+use super::program;
 use super::roll::{Roll, TAIL_LINES, lacks_pytest, next};
 use super::site::{Site, kill_group};
 use super::template::Template;
@@ -72,7 +72,7 @@ impl Here {
             Some(pid) => Template::adopt(pid)?,
             None => {
                 if options.script.as_os_str().is_empty() {
-                    std::fs::write(dir.script(), WORKER)?;
+                    program::write(dir.path())?;
                 }
                 Template::start(&options, &dir, &nonce)?
             }

@@ -22,12 +22,11 @@ use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use super::link::{Link, Piece};
 use super::message::Exit;
 use super::output::last_lines;
+use super::program;
 use crate::connector::{describe_exit, next_event, tail_of};
 use crate::provider::{Channel, Command, ExecEvent};
 
 const PROGRAM: &str = include_str!("relay.py");
-/// The program of the template and the workers.
-pub(super) const WORKER: &str = include_str!("worker.py");
 
 /// The version of what is said.
 const VERSION: u32 = 1;
@@ -344,9 +343,10 @@ impl Stream {
 
     /// Has the template started.
     pub fn start(&self, env: &std::collections::BTreeMap<String, String>, pass_output_on: bool) {
+        let worker: std::collections::BTreeMap<_, _> = program::FILES.iter().copied().collect();
         self.wire.order(&serde_json::json!({
             "type": "start",
-            "worker": WORKER,
+            "worker": worker,
             "env": env,
             "silence": SILENCE.as_secs_f64(),
             "pass_output_on": pass_output_on,

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::directory::RunDirectory;
 use super::options::PytestOptions;
+use super::program;
 use super::site::kill_group;
 
 /// The template's process, a child of this one.
@@ -35,7 +36,7 @@ impl Template {
         command
             .args(&options.python_args)
             .arg("-u")
-            .arg(own.unwrap_or_else(|| dir.script()))
+            .arg(own.unwrap_or_else(|| program::path(dir.path())))
             .arg(dir.socket())
             .arg(nonce)
             .current_dir(&options.cwd)

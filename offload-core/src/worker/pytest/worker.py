@@ -1,1 +1,0 @@
-../../../../python/pytest_offload/worker.py

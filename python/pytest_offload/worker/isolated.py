@@ -1,0 +1,142 @@
+"""A process for each test."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import signal
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+from _pytest import nodes
+
+from .channel import Closed, shorten
+from .coverage import save_coverage
+from .originals import getppid, sleep
+from .process import fork
+
+if TYPE_CHECKING:
+    from .runner import Worker
+
+
+class Isolated:
+    """Runs each test in a fork of the worker, which sets up and tears down everything that the test needs.
+
+    Shared memory tells what exit codes cannot, since a test can exit with any. Of a plain pass it tells everything:
+    what the worker says in the place of its children need not be said by each in freshly copied memory. For anything
+    else the child speaks on the worker's connection, on which the worker is silent meanwhile.
+    """
+
+    DELIVERED = 0
+    CANCELLED = 1
+    PASSED = 2
+    STARTED = 3
+    DURATIONS = struct.Struct("@3d")
+    # Behind the bytes above.
+    DURATIONS_AT = 8
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._shared = mmap.mmap(-1, self.DURATIONS_AT + self.DURATIONS.size)
+        self._worker_pid = os.getpid()
+        self._frozen = 0
+        self.is_child = False
+
+    @property
+    def cancelled(self) -> bool:
+        return bool(self._shared[self.CANCELLED])
+
+    def run(self, key: int, item: nodes.Item) -> None:
+        """Runs a test and waits for its process."""
+        worker = self._worker
+        collected = worker.session.testscollected
+        if collected != self._frozen:
+            # Pages with what has been collected stay shared if no child's garbage collector looks at them.
+            self._frozen = collected
+            gc.collect()
+            gc.freeze()
+        worker.channel.flush()
+        self._shared[self.DELIVERED] = self._shared[self.PASSED] = 0
+        self._shared[self.STARTED] = 0
+        pid = fork()
+        if pid == 0:
+            self._be_child(key, item)
+        worker.channel.send("started", key=key, pid=pid)
+        self._shared[self.STARTED] = 1
+        status = self._wait(pid)
+        if worker.ending and self.cancelled:
+            raise KeyboardInterrupt
+        if not self._shared[self.DELIVERED]:
+            killed = os.WIFSIGNALED(status)
+            worker.channel.post(
+                "crashed",
+                key=key,
+                code=None if killed else os.WEXITSTATUS(status),
+                signal=os.WTERMSIG(status) if killed else None,
+                **self._captured(),
+            )
+        elif self._shared[self.PASSED]:
+            durations = self.DURATIONS.unpack_from(self._shared, self.DURATIONS_AT)
+            worker.channel.post_passed(key, list(durations))
+
+    def passed(self, durations: list[float]) -> None:
+        """In the child: the test has passed, and there is nothing more to say about it."""
+        self.DURATIONS.pack_into(self._shared, self.DURATIONS_AT, *durations)
+        self._shared[self.PASSED] = 1
+
+    def _await_start(self) -> None:
+        """In the child: waits until the worker has said that the test has started. Two must not speak at once."""
+        while not self._shared[self.STARTED] and getppid() == self._worker_pid:
+            sleep(0.0001)
+
+    def _wait(self, pid: int) -> int:
+        while True:
+            try:
+                return os.waitpid(pid, 0)[1]
+            except KeyboardInterrupt:
+                self._worker._listen(block=False)
+                if self._worker.ending:
+                    self._shared[self.CANCELLED] = 1
+                    os.kill(pid, signal.SIGINT)
+
+    def _captured(self) -> dict[str, str]:
+        """What the test had written when it died. Its capture is the worker's."""
+        capture = self._worker.session.config.pluginmanager.getplugin("capturemanager")
+        if capture is None or not capture.is_globally_capturing():
+            return {}
+        out, err = capture.read_global_capture()
+        return {"stdout": shorten(out), "stderr": shorten(err)}
+
+    def _be_child(self, key: int, item: nodes.Item) -> None:
+        worker = self._worker
+        plugin, channel = worker.plugin, worker.channel
+        self.is_child = True
+        code = 1
+        try:
+            plugin.pid = os.getpid()
+            channel.before_sending = self._await_start
+            worker._execute(key, item, None)
+            save_coverage(worker.session.config)
+            worker.coverage.name()
+            channel.flush()
+            self._shared[self.DELIVERED] = 1
+            code = 0
+        except pytest.exit.Exception as error:
+            channel.send("exit", reason=str(error.msg), returncode=error.returncode)
+            self._shared[self.DELIVERED] = 1
+        except KeyboardInterrupt:
+            # The run is being ended; what the test has set up is torn down as in any interrupted pytest.
+            with contextlib.suppress(BaseException):
+                worker.session._setupstate.teardown_exact(None)
+        except Closed:
+            pass
+        except BaseException:
+            with contextlib.suppress(Closed):
+                excinfo = pytest.ExceptionInfo.from_current()
+                worker.session.config.notify_exception(excinfo, worker.session.config.option)
+                self._shared[self.DELIVERED] = 1
+        finally:
+            os._exit(code)

@@ -1,0 +1,259 @@
+"""Running tests one by one as the orchestrator sends them."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import sys
+from typing import TYPE_CHECKING, Any, Callable
+
+import pytest
+from _pytest import nodes, runner
+
+from .channel import shorten
+from .coverage import CoverageKeeper
+from .isolated import Isolated
+from .originals import monotonic
+from .outcome import PHASES, is_plain_pass, message_of, outcome_of, text_of
+from .process import outside_of_tests
+
+if TYPE_CHECKING:
+    from .channel import Message
+    from .plugin import WorkerPlugin
+
+# A worker that has tests to run looks for messages this often at most, in seconds.
+LISTEN_INTERVAL = 0.002
+
+
+class Worker:
+    """Runs tests as they are assigned."""
+
+    def __init__(self, plugin: WorkerPlugin) -> None:
+        self.plugin = plugin
+        self.channel = plugin.channel
+        self.session = plugin.session
+        self.queue: collections.deque[Message] = collections.deque()
+        self.ending = False
+        self._listened = 0.0
+        # The test that ran last and may have left scopes standing.
+        self.last: tuple[int, nodes.Item] | None = None
+        # Items that have run before, with the number of properties that they had when new.
+        self.ran: dict[nodes.Item, int] = {}
+        self.isolated = Isolated(self) if self.plugin.init.get("isolation") == "test" else None
+        self.coverage = CoverageKeeper(plugin)
+
+    def run(self) -> None:
+        while True:
+            # With enough to do, nothing that is said is urgent to within a few milliseconds.
+            if len(self.queue) < 2 or monotonic() >= self._listened + LISTEN_INTERVAL:
+                self._listen(block=not self.queue and not self.ending)
+            if self.queue:
+                self._run_next()
+            elif self.ending:
+                break
+        self._tear_down_stale(None)
+
+    def _listen(self, block: bool) -> None:
+        if block:
+            self.channel.flush()
+        for message in self.channel.receive(block):
+            kind = message["type"]
+            if kind == "run":
+                self.queue.extend(message["tests"])
+            elif kind == "collect":
+                self.plugin.collect(message["units"])
+            elif kind == "take_back":
+                wanted = set(message["keys"])
+                kept = [test for test in self.queue if test["key"] not in wanted]
+                taken = [test["key"] for test in self.queue if test["key"] in wanted]
+                self.queue = collections.deque(kept)
+                self.channel.send("taken_back", keys=taken)
+            elif kind == "cancel":
+                self.queue.clear()
+                self.ending = True
+            elif kind == "shutdown":
+                self.ending = True
+        self._listened = monotonic()
+
+    def _item(self, test: Message) -> nodes.Item:
+        silent, self.plugin.silent = self.plugin.silent, True
+        try:
+            with outside_of_tests(self.session.config, self.last and self.last[1]):
+                return self.plugin.collection.item(test["unit"], test["ordinal"])  # type: ignore[no-any-return]
+        finally:
+            self.plugin._collect_reports.clear()
+            self.plugin.silent = silent
+
+    def _run_next(self) -> None:
+        test = self.queue.popleft()
+        key = test["key"]
+        item = self._item(test)
+        if self.isolated is not None:
+            self.isolated.run(key, item)
+            return
+        # A copy of a test is no test's neighbour, but shares its parents: they are left standing.
+        following = self._item(self.queue[0]) if self.queue else None
+        nextitem = following if following not in (None, item) else copy.copy(item)
+        self._tear_down_stale(item)
+        if item in self.ran:
+            self._renew(item)
+        else:
+            self.ran[item] = len(item.user_properties)
+        self.channel.post_started(key)
+        self.channel.flush()
+        self._execute(key, item, nextitem)
+
+    def _execute(self, key: int, item: nodes.Item, nextitem: nodes.Item | None) -> None:
+        plugin = self.plugin
+        plugin.reports = []
+        try:
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+        except KeyboardInterrupt:
+            plugin.leave_if_forked()
+            if self._must_end():
+                raise
+            self._report_interrupt(item, nextitem)
+        except BaseException:
+            plugin.leave_if_forked()
+            # Where there is a pytest that ends with this, it shows what there is; elsewhere the test is to blame.
+            if plugin.reports and not plugin.init.get("alone"):
+                self._send_result(key)
+            raise
+        plugin.leave_if_forked()
+        self.last = (key, item)
+        self._send_result(key)
+        self.coverage.keep()
+        if self.session.shouldstop or self.session.shouldfail:
+            # A plugin in the worker wants the run to end.
+            reason = str(self.session.shouldfail or self.session.shouldstop)
+            payload = {"key": key, "reason": reason, "failed": bool(self.session.shouldfail)}
+            self.channel.send("data", kind="stop", payload=payload)
+            self.queue.clear()
+            self.session.__dict__.update(_shouldstop=False, _shouldfail=False, shouldstop=False, shouldfail=False)
+
+    def _must_end(self) -> bool:
+        """Whether it was the orchestrator that interrupted this process."""
+        if self.isolated is not None and self.isolated.is_child:
+            return self.isolated.cancelled
+        self._listen(block=False)
+        return self.ending
+
+    def _renew(self, item: nodes.Item) -> None:
+        """Makes an item that has run fit to run again, as pytest-rerunfailures does."""
+        del item.user_properties[self.ran[item] :]
+        item._report_sections = []
+        self._tear_down([self.session], self._scopes_down)
+        info = getattr(item, "_fixtureinfo", None)
+        for definitions in info.name2fixturedefs.values() if info is not None else ():
+            for definition in definitions:
+                result = getattr(definition, "cached_result", None)
+                if result is not None and result[2] is not None:
+                    definition.cached_result = None
+
+    def _report_interrupt(self, item: nodes.Item, nextitem: nodes.Item | None) -> None:
+        """A test that raises KeyboardInterrupt has failed; nobody has asked this process to stop."""
+        plugin = self.plugin
+        when = ("setup", "call", "teardown")[min(len(plugin.reports), 2)]
+        error = sys.exc_info()[1]
+        assert error is not None
+
+        def again() -> None:
+            raise error.with_traceback(error.__traceback__)
+
+        call: Any = runner.CallInfo.from_call(again, when=when)  # type: ignore[arg-type]
+        plugin.reports.append(item.ihook.pytest_runtest_makereport(item=item, call=call))
+        if when != "teardown":
+            plugin.reports.append(runner.call_and_report(item, "teardown", log=False, nextitem=nextitem))
+
+    # -- wider scopes
+
+    def _tear_down_stale(self, item: nodes.Item | None) -> None:
+        """Tears down scopes that the last test left standing and `item` does not need."""
+
+        def tear_down(last: nodes.Item, needed: list[Any]) -> None:
+            # Hooks that look at what follows took the last test's own copy for it, and now see what does follow.
+            caller = last.ihook.pytest_runtest_teardown
+            told = {impl.plugin for impl in caller.get_hookimpls() if "nextitem" in impl.argnames}
+            if told == {runner}:
+                self._scopes_down(last, needed)
+                return
+            plugins = self.session.config.pluginmanager
+            hook = plugins.subset_hook_caller("pytest_runtest_teardown", plugins.get_plugins() - told)
+            hook(item=last, nextitem=item)
+
+        self._tear_down(item.listchain() if item is not None else [], tear_down)
+
+    def _scopes_down(self, _last: nodes.Item, needed: list[Any]) -> None:
+        self.session._setupstate.teardown_exact(_Chain(needed) if needed else None)
+
+    def _tear_down(self, needed: list[Any], how: Callable[[nodes.Item, list[Any]], None]) -> None:
+        standing = list(self.session._setupstate.stack)
+        if self.last is None or standing == needed[: len(standing)]:
+            return
+        key, last = self.last
+        plugin = self.plugin
+        last._report_sections = []
+        capture = self.session.config.pluginmanager.getplugin("capturemanager")
+        capturing = capture.item_capture("teardown", last) if capture is not None else contextlib.nullcontext()
+
+        def tear_down() -> None:
+            with capturing:
+                how(last, needed)
+
+        call = runner.CallInfo.from_call(tear_down, when="teardown", reraise=(pytest.exit.Exception,))
+        plugin.leave_if_forked()
+        if call.excinfo is not None:
+            report = last.ihook.pytest_runtest_makereport(item=last, call=call)
+            failure: dict[str, Any] = {}
+            if report.failed:
+                failure.update(outcome="error", durations=[0.0, 0.0, call.duration], message=message_of(report))
+                failure.update(text=shorten(text_of(report)), stdout=report.capstdout, stderr=report.capstderr)
+            self.channel.post("late_report", key=key, reports=[plugin.serialize(report)], **failure)
+
+    # -- results
+
+    def _send_result(self, key: int) -> None:
+        plugin = self.plugin
+        reports, plugin.reports = plugin.reports, []
+        attributes = plugin.xml.attributes if plugin.xml is not None else []
+        durations = [0.0, 0.0, 0.0]
+        for report in reports:
+            if report.when in PHASES:
+                durations[PHASES[report.when]] += report.duration
+        if not attributes and is_plain_pass(reports):
+            if self.isolated is not None:
+                self.isolated.passed(durations)
+            else:
+                self.channel.post_passed(key, durations)
+            return
+        config = self.session.config
+        if len(reports) != 3:
+            for report in reports:
+                # Subtests settle the outcome of their test when its status is asked for.
+                config.hook.pytest_report_teststatus(report=report, config=config)
+        outcome, decisive = outcome_of(reports)
+        fields: dict[str, Any] = {}
+        if decisive is not None:
+            # A test that fails can fail again when it is torn down.
+            texts = [text_of(report) for report in reports if report.failed] or [text_of(decisive)]
+            fields["text"] = shorten("\n\n".join(texts))
+            fields["message"] = message_of(decisive)
+        last = reports[-1]
+        fields["stdout"] = shorten(last.capstdout)
+        fields["stderr"] = shorten(last.capstderr)
+        data = [plugin.serialize(report) for report in reports]
+        if attributes:
+            data[-1]["$xml_attributes"] = list(attributes)
+            attributes.clear()
+        self.channel.post("finished", key=key, durations=durations, outcome=outcome, reports=data, **fields)
+
+
+class _Chain:
+    """Looks to pytest's teardown like a next item with these parents."""
+
+    def __init__(self, chain: list[Any]) -> None:
+        self._chain = chain
+
+    def listchain(self) -> list[Any]:
+        return self._chain
