@@ -18,9 +18,9 @@ A session begins when it is made: the template process starts at once, and colle
 
 Events that the protocol's page does not list: `("not_run", key, nodeid, reason)` at the end, for each test without an
 outcome; `("worker_lost", worker, reason)`, a worker broke and no test is to blame (`worker_down` comes too);
-`("problem", text)`, the run cannot go on or is not complete (the template died, workers keep breaking);
-`("collection_errors", n)`, no test will be run because of them. `crashed` ends with `seconds, timed_out` after
-`attempt`.
+`("run_warning", text)`, users should know, and no result changes; `("problem", text)`, the run cannot go on or is not
+complete (the template died, workers keep breaking); `("collection_errors", n)`, no test will be run because of them.
+`crashed` ends with `seconds, timed_out` after `attempt`.
 """
 
 from collections.abc import Callable

@@ -113,6 +113,7 @@ class Controller:
         self.crashes: list[tuple[str, str, str]] = []
         self.summary: dict[str, Any] = {}
         self.lost: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
         self.coverage_files: list[Path] = []
         self.problem = ""
         self.not_run = 0
@@ -221,13 +222,15 @@ class Controller:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         write = terminalreporter.write_line
         verbose = terminalreporter.verbosity > 0 and bool(self.summary.get("idle_worker"))
-        if not self.flaky and not self.crashes and not self.lost and not verbose:
+        if not (self.flaky or self.crashes or self.lost or self.warnings or verbose):
             return
         terminalreporter.write_sep("=", "offload")
         for nodeid, worker, message in self.crashes:
             write(f"CRASHED {nodeid} on {worker}: {message}", red=True)
         for worker, reason in self.lost:
             write(f"LOST {worker}: {reason}", red=True)
+        for text in self.warnings:
+            write(f"WARNING {text}", yellow=True)
         for nodeid in self.flaky:
             write(f"FLAKY {nodeid} passed on a retry", yellow=True)
         if self.summary.get("idle_worker"):
@@ -474,6 +477,9 @@ class Controller:
 
     def _on_not_run(self, *_: object) -> None:
         self.not_run += 1
+
+    def _on_run_warning(self, text: str, *_: object) -> None:
+        self.warnings.append(text)
 
     def _on_problem(self, text: str, *_: object) -> None:
         self.problem = text

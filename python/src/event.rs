@@ -20,6 +20,7 @@ pub enum Event {
     WithoutAttempt { test: Arc<TestInfo>, outcome: TestOutcome, reason: String },
     Native(NativeEvent),
     Lost { worker: Arc<str>, reason: String },
+    Warning(String),
     Problem(String),
     Flaky(Vec<String>),
     Summary { summary: Box<RunSummary>, idle: Option<(Arc<str>, f64)> },
@@ -151,6 +152,7 @@ impl Reporter for Collector {
             RunEvent::SandboxLost { sandbox, reason, .. } => {
                 self.queue.push(Event::Lost { worker: Arc::clone(sandbox), reason: reason.clone() });
             }
+            RunEvent::Warning { text } => self.queue.push(Event::Warning(text.clone())),
             RunEvent::Problem { text } if !self.explained => self.queue.push(Event::Problem(text.clone())),
             RunEvent::RunFinished { summary } => {
                 self.queue.push(Event::Flaky(std::mem::take(&mut self.flaky)));
@@ -192,6 +194,7 @@ impl Event {
             }
             Self::Native(event) => native_tuple(py, &event, loads),
             Self::Lost { worker, reason } => ("worker_lost", &*worker, reason).into_pyobject(py),
+            Self::Warning(text) => ("run_warning", text).into_pyobject(py),
             Self::Problem(text) => ("problem", text).into_pyobject(py),
             Self::Flaky(ids) => ("flaky", ids).into_pyobject(py),
             Self::Summary { summary, idle } => {

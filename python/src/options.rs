@@ -80,6 +80,8 @@ impl Options {
             },
             ..Config::default()
         };
+        config.report.download_globs = base.report.download_globs;
+        config.report.download_globs_failure_only = base.report.download_globs_failure_only;
         if let Some(directory) = optional(options, "output_dir")? {
             config.report.output_dir = directory;
         }

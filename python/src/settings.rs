@@ -135,7 +135,8 @@ fn to_dict<'py>(
     whole.offload.working_dir = Some(start_dir.to_owned());
     whole.history.path = base_dir.join(&config.history.path);
     dict.set_item("configuration", Py::new(py, Configuration { config: whole, python })?)?;
-    let output_dir = resolved.is_set("report.output_dir").then(|| base_dir.join(&config.report.output_dir));
+    let keeps_files = resolved.is_set("report.output_dir") || !config.report.download_globs.is_empty();
+    let output_dir = keeps_files.then(|| base_dir.join(&config.report.output_dir));
     dict.set_item("output_dir", output_dir)?;
     let report = ["report.output_dir", "report.junit", "report.junit_file"];
     let wanted = report.iter().any(|key| resolved.is_set(key));

@@ -353,6 +353,16 @@ def test_the_repository_may_be_elsewhere_in_the_image(containers: Containers) ->
     assert one.counts == {"passed": 30}, one.text + one.errors
 
 
+def test_files_that_tests_leave_come_back(containers: Containers) -> None:
+    containers.run.write(test_leaves="import pathlib\ndef test(): pathlib.Path('left.txt').write_text('from there')")
+    containers.configure('[report]\noutput_dir = "out"\ndownload_globs = ["*.txt"]\n')
+    outcome = containers.offload()
+    assert outcome.counts == {"passed": 1}, outcome.text
+    (brought,) = containers.path.glob("out/artifacts/*/left.txt")
+    assert brought.read_text(encoding="utf-8") == "from there"
+    assert not (containers.path / "left.txt").exists()
+
+
 def test_what_is_not_captured_is_shown(containers: Containers) -> None:
     containers.run.write(test_talks="def test():\n    print('to the terminal')")
     assert "to the terminal" in containers.offload("-s").text

@@ -146,6 +146,16 @@ def test_more_workers_than_slots_are_no_obstacle(hosts: Hosts) -> None:
     hosts.same()
 
 
+def test_a_host_that_is_left_out_is_told_of(hosts: Hosts) -> None:
+    hosts.run.write(**SUITE)
+    hosts.configure(2)
+    config = hosts.path / "offload.toml"
+    gone = '{ host = "offload-test.invalid" }, '
+    config.write_text(config.read_text(encoding="utf-8").replace("[{", f"[{gone}{{"), encoding="utf-8")
+    outcome = hosts.same()
+    assert "WARNING A host is left out: offload-test.invalid cannot be reached: " in outcome.text
+
+
 def test_a_connection_that_breaks_costs_no_test(hosts: Hosts, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     hosts.run.write(
