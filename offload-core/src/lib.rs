@@ -40,6 +40,7 @@ pub mod files;
 pub mod framework;
 pub mod orchestrator;
 pub mod provider;
+mod random;
 pub mod report;
 pub mod secret;
 pub mod worker;

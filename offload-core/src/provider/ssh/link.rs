@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use super::marks::Marks;
 use super::target::{Target, not_started, socket_directory};
 use crate::connector::{quote, quote_always, tail_of};
+use crate::random;
 
 /// Sandboxes that share a connection. Each has one session, and two for a moment; servers allow ten by default.
 pub(super) const SANDBOXES: usize = 4;
@@ -100,14 +101,6 @@ enum Order {
     Quit,
 }
 
-/// A word that nobody can guess.
-pub(super) fn nonce() -> String {
-    use std::hash::{BuildHasher as _, RandomState};
-    // The keys of the standard library's hash maps come from the operating system's randomness.
-    let half = || RandomState::new().hash_one(std::time::Instant::now());
-    format!("{:016x}{:016x}", half(), half())
-}
-
 /// What is given to `ssh` to run: a shell that reads a script, up to the line [`end`], and runs it. The script is not an
 /// argument, where everybody on either machine could read it. Any login shell understands this.
 pub(super) fn bootstrap(nonce: &str) -> String {
@@ -127,7 +120,7 @@ impl Link {
     ///
     /// A sentence about what went wrong and what to do.
     pub(super) async fn open(target: &Arc<Target>, place: &Place, number: usize) -> Result<(Arc<Self>, About), String> {
-        let nonce = nonce();
+        let nonce = random::word();
         let socket = socket_directory()?.join(format!("{}-{}", std::process::id(), nonce.get(..8).unwrap_or_default()));
         let mut ssh = target.ssh();
         ssh.arg("-S").arg(&socket).args(["-o", "ControlMaster=yes", "-T", "--"]);
@@ -414,7 +407,7 @@ mod tests {
     #[test]
     fn the_bootstrap_runs_what_it_reads_up_to_its_end() {
         use std::io::Write as _;
-        let nonce = nonce();
+        let nonce = random::word();
         for (input, expected) in [
             (format!("printf '<%s>' 'a\nb'\\\\\n{}\ncat\nrest", end(&nonce)), "<a\nb\\>"),
             // Half a script is not run.

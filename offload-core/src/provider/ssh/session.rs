@@ -10,12 +10,13 @@ use tokio::process::Child;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::link::{Link, end, nonce, until};
+use super::link::{Link, end, until};
 use super::marks::Marks;
 use super::target::not_started;
 use crate::connector::{quote, tail_of};
 use crate::provider::awaited::{Awaited, seen_to};
 use crate::provider::{Channel, ExecEvent, ProviderError, ProviderResult};
+use crate::random;
 
 /// How long a session may take to begin.
 const BEGIN: Duration = Duration::from_secs(40);
@@ -56,7 +57,7 @@ pub(super) async fn start(link: &Arc<Link>, job: Job) -> Result<Channel, String>
     if let Some(reason) = link.loss() {
         return Err(reason);
     }
-    let nonce = nonce();
+    let nonce = random::word();
     let mut ssh = link.ssh(&nonce);
     ssh.kill_on_drop(true);
     let mut child = ssh.spawn().map_err(|error| not_started(&error))?;

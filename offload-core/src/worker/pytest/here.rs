@@ -14,7 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::directory::RunDirectory;
-use super::host::{FromTemplate, Order, nonce};
+use super::host::{FromTemplate, Order};
 use super::link::Link;
 use super::message::Outgoing;
 use super::options::PytestOptions;
@@ -24,6 +24,7 @@ use super::roll::{Roll, TAIL_LINES, lacks_pytest, next};
 use super::site::{Site, kill_group};
 use super::template::Template;
 use crate::framework::DiscoverySink;
+use crate::random;
 
 /// How long the template may take to end when it is told to.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
@@ -42,7 +43,7 @@ impl Meeting {
         dir.remove_others();
         let listener = StdListener::bind(dir.socket())?;
         listener.set_nonblocking(true)?;
-        Ok(Self { dir, listener, nonce: nonce() })
+        Ok(Self { dir, listener, nonce: random::word() })
     }
 }
 

@@ -6,7 +6,6 @@
 //! connected belongs to whoever asked for it.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,6 +28,7 @@ use super::site::Site;
 use crate::event::NativeEvent;
 use crate::framework::{Discovered, DiscoverySink};
 use crate::provider::{ProviderError, ProviderResult, Sandbox};
+use crate::random;
 
 /// How long workers that ran no test may take to tear down what collecting set up.
 const DISMISSAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -199,7 +199,7 @@ impl PytestHost {
             ))
         };
         let Some(elsewhere) = &self.options.elsewhere else { return Ok(()) };
-        let nonce = nonce();
+        let nonce = random::word();
         let command = relay::command(&elsewhere.python, &nonce);
         let channel = sandbox.open_channel(&command).await?;
         let channel = channel.ok_or_else(|| never("a program that is to be talked to cannot be started there"))?;
@@ -426,10 +426,4 @@ impl Drop for PytestHost {
             template.task.abort();
         }
     }
-}
-
-/// A word that nobody else knows. The directory keeps others out; this keeps out processes that were started by tests.
-pub(super) fn nonce() -> String {
-    let random = || std::hash::RandomState::new().build_hasher().finish();
-    format!("{:016x}{:016x}", random(), random())
 }

@@ -1,7 +1,6 @@
 //! Workers without a pytest in front of them: what a configuration says becomes what workers are told.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -55,7 +54,7 @@ impl PytestWorkers {
             "mainargv": std::iter::once("pytest").chain(args.iter().map(String::as_str)).collect::<Vec<_>>(),
             "rootdir_cwd": cwd,
             "workers": config.offload.max_parallel,
-            "run_uid": format!("{:016x}{:016x}", random(), random()),
+            "run_uid": crate::random::word(),
             "collect": if pytest.collect == "sandbox" { "auto" } else { &pytest.collect },
             "start_method": pytest.start_method,
             "isolation": pytest.isolation,
@@ -69,7 +68,7 @@ impl PytestWorkers {
             "hide": hide,
         });
         if !hide.is_empty() {
-            variables.insert(seed.clone(), (random() as u32).to_string());
+            variables.insert(seed.clone(), (crate::random::number() as u32).to_string());
         }
         let python = command::python(pytest, &launch);
         let options = PytestOptions {
@@ -94,10 +93,6 @@ fn framework_env(config: &PytestFrameworkConfig, root: Option<&Path>) -> BTreeMa
     let root = root.map(|root| root.to_string_lossy());
     let rooted = |value: &String| root.as_ref().map_or_else(|| value.clone(), |root| value.replace("{root}", root));
     config.env.iter().map(|(name, value)| (name.clone(), rooted(value))).collect()
-}
-
-fn random() -> u64 {
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// What a run without a pytest in front of it makes of what was collected.
