@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::Daemon;
 use crate::docker_support::{docker, image};
+use crate::sshd_support::Sshd;
 use crate::support::{Run, cargo_offload, offload, wait_until};
 
 /// A project whose images are removed at the end.
@@ -398,6 +399,50 @@ fn a_daemon_behind_tls_is_used_by_those_who_prove_who_they_are() {
     run(&["run"], &[("DOCKER_HOST", "tcp://127.0.0.1:2376")])
         .exits(3)
         .says("is to be reached with TLS; set DOCKER_TLS_VERIFY=1");
+}
+
+#[test]
+fn a_daemon_on_another_machine_is_used_through_ssh() {
+    let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "read first </proc/1/comm; test $first = sh\n")]) else {
+        return;
+    };
+    let Some(mut sshd) = Sshd::start() else { return };
+    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    let socket = host.strip_prefix("unix://").unwrap();
+    let run = |sshd: &Sshd, socket: &str| {
+        let mut command = offload(project.dir());
+        command.env("DOCKER_HOST", format!("ssh://127.0.0.1:{}{socket}", sshd.port)).env("PATH", sshd.search_path());
+        Run::new(command, ["run"])
+    };
+    run(&sshd, socket).exits(0).says("1 passed");
+    assert_eq!(project.containers(), "");
+    wait_until("the connection is closed", || sshd.connections().is_empty());
+
+    let missing = run(&sshd, "/no/such.sock").exits(3);
+    let told = format!("there is no Docker daemon at ssh://127.0.0.1:{}/no/such.sock: there is no socket", sshd.port);
+    assert_eq!(missing.stderr.matches(&told).count(), 1, "{}", missing.stderr);
+    sshd.stop();
+    let told = format!("cannot be used: 127.0.0.1:{} cannot be reached: ssh: connect to host", sshd.port);
+    let gone = run(&sshd, socket).exits(3);
+    assert_eq!(gone.stderr.matches(&told).count(), 1, "{}", gone.stderr);
+}
+
+#[test]
+fn a_run_that_is_killed_leaves_nothing_behind_ssh() {
+    let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "touch /begun; sleep 1000\n")]) else { return };
+    let Some(sshd) = Sshd::start() else { return };
+    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    let socket = host.strip_prefix("unix://").unwrap();
+    for signal in [Signal::INT, Signal::KILL] {
+        let mut command = offload(project.dir());
+        command.env("DOCKER_HOST", format!("ssh://127.0.0.1:{}{socket}", sshd.port)).env("PATH", sshd.search_path());
+        let mut run = command.arg("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the test runs", || project.begun() == 1);
+        kill_process(Pid::from_child(&run), signal).unwrap();
+        run.wait().unwrap();
+        wait_until("the container is gone", || project.containers().is_empty());
+        wait_until("the connection is closed", || sshd.connections().is_empty());
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod exec;
 mod image;
 mod layer;
 mod transfer;
+mod tunnel;
 mod watch;
 
 use std::collections::HashMap;

@@ -15,6 +15,8 @@ mod session;
 mod target;
 mod visit;
 
+pub(super) use target::{Target, not_started, socket_directory};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,7 +31,6 @@ use tokio::time::{Instant, timeout};
 pub use self::clean::{Cleaned, clean};
 use self::link::{Link, Place};
 use self::session::{Job, start};
-use self::target::Target;
 use self::visit::{Failure, Files, Trouble, Visit, unpack};
 use super::luggage::{Luggage, Packing};
 use super::{
@@ -39,6 +40,7 @@ use crate::cache::ImageKey;
 use crate::config::{Config, ProviderConfig, SshProviderConfig};
 use crate::connector::{collect, quote, quote_always, tail};
 use crate::files::FileSet;
+use crate::random;
 
 /// How long after an attempt to reach a host the next one is made.
 const RETRY: Duration = Duration::from_secs(10);
@@ -333,7 +335,7 @@ impl SshProvider {
 
 /// What tells a run from all others on the same hosts.
 fn run_name() -> String {
-    format!("run-{:x}-{}", std::process::id(), link::nonce().get(..12).unwrap_or_default())
+    format!("run-{:x}-{}", std::process::id(), random::word().get(..12).unwrap_or_default())
 }
 
 /// The name of the directory of a project's runs on a host.

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error;
@@ -12,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::super::{ProviderError, ProviderResult};
+use super::tunnel::Tunnel;
 
 /// Where the daemon is when nothing says otherwise.
 const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
@@ -35,6 +37,8 @@ pub(super) struct Daemon {
     pub(super) docker: Docker,
     /// How it was reached, for messages.
     pub(super) address: String,
+    /// What it is reached through, as long as anybody uses it.
+    _tunnel: Option<Arc<Tunnel>>,
 }
 
 impl Daemon {
@@ -56,8 +60,11 @@ impl Daemon {
     async fn connect_to(target: Target) -> ProviderResult<Self> {
         let Target { address, certificates } = target;
         let cannot = |error: Error| cannot_use(&address, certificates.as_deref(), &error);
+        let tunnel = if address.starts_with("ssh://") { Some(Arc::new(Tunnel::open(&address).await?)) } else { None };
         let docker = match &certificates {
-            None => Docker::connect_with_host(&address),
+            None => {
+                Docker::connect_with_host(&tunnel.as_ref().map_or_else(|| address.clone(), |tunnel| tunnel.address()))
+            }
             Some(dir) => {
                 let [key, certificate, authority] = ["key.pem", "cert.pem", "ca.pem"].map(|name| dir.join(name));
                 let timeout = TIMEOUT.as_secs();
@@ -72,7 +79,7 @@ impl Daemon {
                  {OLDEST}, which is in Docker 20.10 and newer; update it"
             )));
         }
-        Ok(Self { docker: docker.with_timeout(TIMEOUT), address })
+        Ok(Self { docker: docker.with_timeout(TIMEOUT), address, _tunnel: tunnel })
     }
 
     /// Whether the daemon still answers.
@@ -124,19 +131,13 @@ impl Settings {
             },
         };
         let certificates = match address.split_once("://").map(|(scheme, _)| scheme) {
-            Some("unix") => None,
+            Some("unix" | "ssh") => None,
             Some("tcp" | "http") => certificates,
             Some("https") => Some(certificates.unwrap_or(own)),
-            Some("ssh") => {
-                return Err(ProviderError::Unusable(format!(
-                    "the Docker daemon is at {address}, and reaching it through ssh is something that Offload cannot do \
-                     yet; forward its socket instead, `ssh -NL /tmp/docker.sock:/var/run/docker.sock HOST`, and set \
-                     DOCKER_HOST=unix:///tmp/docker.sock"
-                )));
-            }
             _ => {
                 return Err(ProviderError::Unusable(format!(
-                    "{address:?} is no address of a Docker daemon; DOCKER_HOST is to be unix://PATH or tcp://HOST:PORT"
+                    "{address:?} is no address of a Docker daemon; DOCKER_HOST is to be unix://PATH, tcp://HOST:PORT or \
+                     ssh://HOST"
                 )));
             }
         };
@@ -347,8 +348,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let refused = |settings: Settings| settings.target().unwrap_err().to_string();
         let host = |host: &str| Settings { host: Some(host.to_owned()), ..settings(dir.path()) };
-        let ssh = refused(host("ssh://box"));
-        assert!(ssh.contains("ssh://box, and reaching it through ssh is") && ssh.contains("ssh -NL"), "{ssh}");
         let tls = refused(Settings { verify: true, ..host("tcp://box:2376") });
         assert!(
             tls.contains("is to be reached with TLS, and ") && tls.contains("DOCKER_CERT_PATH is to name"),

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A host.
 #[derive(Debug, Clone)]
-pub(super) struct Target {
+pub(in crate::provider) struct Target {
     pub(super) config: SshHostConfig,
     /// The program.
     ssh: PathBuf,
@@ -40,7 +40,7 @@ pub(super) struct Target {
 
 impl Target {
     /// `directory`: below which a relative `identity` is.
-    pub(super) fn new(config: &SshHostConfig, directory: &Path, ssh: &Path) -> Self {
+    pub(in crate::provider) fn new(config: &SshHostConfig, directory: &Path, ssh: &Path) -> Self {
         let mut options: Vec<String> = Vec::new();
         let mut option = |text: &str| options.extend(["-o".to_owned(), text.to_owned()]);
         for fixed in [
@@ -72,7 +72,7 @@ impl Target {
     }
 
     /// How messages call it.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::provider) fn name(&self) -> String {
         let user = self.config.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
         let port = self.config.port.map(|port| format!(":{port}")).unwrap_or_default();
         format!("{user}{}{port}", self.config.host)
@@ -87,8 +87,12 @@ impl Target {
 
     /// `ssh` with everything but what to run.
     pub(super) fn ssh(&self) -> Command {
+        self.ssh_with(&[])
+    }
+
+    fn ssh_with(&self, first: &[&str]) -> Command {
         let mut ssh = Command::new(&self.ssh);
-        ssh.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
+        ssh.args(first).env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
         ssh.args(&self.options).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C is for us to hear; what it means for others, they are told.
         ssh.process_group(0);
@@ -104,12 +108,24 @@ impl Target {
         ssh
     }
 
+    /// `ssh` on a connection of its own that brings the socket `there` of the host here, with everything but what to run.
+    pub(in crate::provider) fn forwarding(&self, here: &Path, there: &str) -> Command {
+        // What comes first counts.
+        let mut ssh = self.ssh_with(&["-o", "ClearAllForwardings=no"]);
+        let mut forward = here.as_os_str().to_owned();
+        forward.push(":");
+        forward.push(there);
+        ssh.args(["-S", "none", "-o", "ControlMaster=no", "-o", "ExitOnForwardFailure=yes", "-T", "-L"]).arg(forward);
+        ssh.arg("--").arg(&self.config.host);
+        ssh
+    }
+
     /// Sees to it that host keys are checked although the user's configuration says otherwise.
     ///
     /// # Errors
     ///
     /// A sentence when `ssh` cannot be started or does not understand its configuration.
-    pub(super) async fn check_configuration(&mut self) -> Result<(), String> {
+    pub(in crate::provider) async fn check_configuration(&mut self) -> Result<(), String> {
         let mut ssh = self.ssh();
         ssh.arg("-G").arg("--").arg(&self.config.host).stdin(Stdio::null()).kill_on_drop(true);
         let asked = tokio::time::timeout(PATIENCE, ssh.output()).await;
@@ -128,7 +144,7 @@ impl Target {
     }
 
     /// What it means that no connection came about, after `ssh` said `stderr`.
-    pub(super) fn explain(&self, stderr: &[u8]) -> String {
+    pub(in crate::provider) fn explain(&self, stderr: &[u8]) -> String {
         let text = String::from_utf8_lossy(stderr);
         let (name, by_hand, host) = (self.name(), self.by_hand(), &self.config.host);
         let said = tail_of(stderr, 3);
@@ -170,7 +186,7 @@ impl Target {
 }
 
 /// What it means that `ssh` did not start.
-pub(super) fn not_started(error: &std::io::Error) -> String {
+pub(in crate::provider) fn not_started(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => {
             "there is no program `ssh` here; install the OpenSSH client (`apt-get install openssh-client`)".to_owned()
@@ -181,7 +197,7 @@ pub(super) fn not_started(error: &std::io::Error) -> String {
 
 /// The directory of the sockets on which `ssh` shares its connections: short, because the name of a socket is, and
 /// nobody else's.
-pub(super) fn socket_directory() -> Result<PathBuf, String> {
+pub(in crate::provider) fn socket_directory() -> Result<PathBuf, String> {
     use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
     let uid = rustix::process::getuid().as_raw();
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
