@@ -1,8 +1,8 @@
 //! The central queue: which waiting test goes to a sandbox that asks for one.
 //!
-//! Two wishes compete. Neighbours should stay together, so a sandbox goes on in the suite it is in, and opens the suite
-//! with the most work left, one that nobody works on if there is one, when its own is exhausted; of those that have
-//! their home on it first. And no long test may be left to the end, so a test that lasts more than a sixteenth of the
+//! Two wishes compete. Neighbours should stay together, so a sandbox goes on in the suite it is in, and when that is
+//! exhausted opens the next one that nobody works on, or helps where the most work is left; those that have their home on
+//! it come first. And no long test may be left to the end, so a test that lasts more than a sixteenth of the
 //! expected rest of the run is taken first, wherever it belongs, while there are short ones left to even the end out.
 //! As the rest gets shorter, the second rule takes over by itself: the end of a run is scheduled longest first.
 //!
@@ -66,6 +66,8 @@ struct Rank {
     untouched: bool,
     /// Has tests of which nothing is known: they are the risk, so they come early.
     unknown: bool,
+    /// What is left of those that are being worked on, and of those that cannot be divided. Others come in their order:
+    /// nothing is lost by it, and tests that rely on what others before them did are spared.
     work: Nanos,
     suite: Reverse<u32>,
 }
@@ -446,7 +448,7 @@ impl Queue {
             Rank {
                 untouched: suite.sandboxes == 0,
                 unknown: suite.unknown > 0,
-                work: u64::try_from(work).unwrap_or(Nanos::MAX),
+                work: if suite.together || suite.sandboxes > 0 { u64::try_from(work).unwrap_or(Nanos::MAX) } else { 0 },
                 suite: Reverse(number),
             }
         });

@@ -498,24 +498,40 @@ fn long_tests_of_one_suite_are_shared_out_while_there_are_short_ones_to_fill_the
     assert!(end <= 9_060, "took {end} ms");
 }
 
+/// The suites of what the first sandbox is given, one after the other, where every test passes at once.
+fn order_of_suites(run: &mut Scheduler, suite_of: impl Fn(u32) -> u32) -> Vec<u32> {
+    let mut order = Vec::new();
+    let mut next = ready(run, 0, 0);
+    while !next.is_empty() {
+        for action in std::mem::take(&mut next) {
+            let Action::Assign { sandbox, tests } = action else { continue };
+            assert_eq!(sandbox, SandboxIndex(0), "there is no other yet");
+            for assignment in tests {
+                order.push(suite_of(assignment.test.0));
+                next.extend(finish(run, 0, assignment.test.0, Verdict::Passed, 0));
+            }
+        }
+    }
+    order.dedup();
+    order
+}
+
 #[test]
 fn a_sandbox_opens_suites_that_are_at_home_there_and_then_helps_with_others() {
     let home = |suite| Some(SandboxIndex(u32::from(suite < 2)));
     let specs = (0..40).map(|test| TestSpec { suite: test / 10, home: home(test / 10), ..lasting(50) });
     let mut run = scheduler(config(2), specs);
     assert_eq!(created(&mut run, 0), 2);
-    let mut order = Vec::new();
-    let mut next = ready(&mut run, 0, 0);
-    while !next.is_empty() {
-        for action in std::mem::take(&mut next) {
-            let Action::Assign { sandbox, tests } = action else { continue };
-            assert_eq!(sandbox, SandboxIndex(0), "there is no other yet");
-            for assignment in tests {
-                order.push(assignment.test.0 / 10);
-                next.extend(finish(&mut run, 0, assignment.test.0, Verdict::Passed, 0));
-            }
-        }
+    assert_eq!(order_of_suites(&mut run, |test| test / 10), [2, 3, 0, 1]);
+}
+
+#[test]
+fn suites_are_opened_in_their_order_however_large_they_are() {
+    let suite_of = |test| u32::from(test >= 5) + u32::from(test >= 35) + u32::from(test >= 45);
+    for known in [true, false] {
+        let spec = if known { lasting(50) } else { TestSpec::default() };
+        let mut run = scheduler(config(1), (0..60).map(|test| TestSpec { suite: suite_of(test), ..spec.clone() }));
+        assert_eq!(created(&mut run, 0), 1);
+        assert_eq!(order_of_suites(&mut run, suite_of), [0, 1, 2, 3]);
     }
-    order.dedup();
-    assert_eq!(order, [2, 3, 0, 1]);
 }
