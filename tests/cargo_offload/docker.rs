@@ -401,20 +401,25 @@ fn a_daemon_behind_tls_is_used_by_those_who_prove_who_they_are() {
         .says("is to be reached with TLS; set DOCKER_TLS_VERIFY=1");
 }
 
+/// Where the daemon of the tests listens.
+pub fn socket() -> String {
+    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    host.strip_prefix("unix://").unwrap().to_owned()
+}
+
 #[test]
 fn a_daemon_on_another_machine_is_used_through_ssh() {
     let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "read first </proc/1/comm; test $first = sh\n")]) else {
         return;
     };
     let Some(mut sshd) = Sshd::start() else { return };
-    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
-    let socket = host.strip_prefix("unix://").unwrap();
+    let socket = socket();
     let run = |sshd: &Sshd, socket: &str| {
         let mut command = offload(project.dir());
         command.env("DOCKER_HOST", format!("ssh://127.0.0.1:{}{socket}", sshd.port)).env("PATH", sshd.search_path());
         Run::new(command, ["run"])
     };
-    run(&sshd, socket).exits(0).says("1 passed");
+    run(&sshd, &socket).exits(0).says("1 passed");
     assert_eq!(project.containers(), "");
     wait_until("the connection is closed", || sshd.connections().is_empty());
 
@@ -423,7 +428,7 @@ fn a_daemon_on_another_machine_is_used_through_ssh() {
     assert_eq!(missing.stderr.matches(&told).count(), 1, "{}", missing.stderr);
     sshd.stop();
     let told = format!("cannot be used: 127.0.0.1:{} cannot be reached: ssh: connect to host", sshd.port);
-    let gone = run(&sshd, socket).exits(3);
+    let gone = run(&sshd, &socket).exits(3);
     assert_eq!(gone.stderr.matches(&told).count(), 1, "{}", gone.stderr);
 }
 
@@ -431,8 +436,7 @@ fn a_daemon_on_another_machine_is_used_through_ssh() {
 fn a_run_that_is_killed_leaves_nothing_behind_ssh() {
     let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "touch /begun; sleep 1000\n")]) else { return };
     let Some(sshd) = Sshd::start() else { return };
-    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
-    let socket = host.strip_prefix("unix://").unwrap();
+    let socket = socket();
     for signal in [Signal::INT, Signal::KILL] {
         let mut command = offload(project.dir());
         command.env("DOCKER_HOST", format!("ssh://127.0.0.1:{}{socket}", sshd.port)).env("PATH", sshd.search_path());

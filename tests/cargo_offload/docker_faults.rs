@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::daemon::Daemon;
-use crate::docker::{Project, SHELL_TESTS};
+use crate::docker::{Project, SHELL_TESTS, socket};
 use crate::docker_support::{docker, image};
 use crate::support::{Run, cargo_offload, manifest, offload};
 
@@ -101,13 +101,12 @@ fn whoever_may_not_use_the_daemon_is_told() {
 
 /// The daemon of the tests at another address, where it says that the newest API that it knows is of version 1.24, as
 /// Docker 1.12 did: no Docker as old as that can be had.
-fn aged(socket: &Path) {
-    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
-    let listener = UnixListener::bind(socket).unwrap();
+fn aged(at: &Path) {
+    let behind = socket();
+    let listener = UnixListener::bind(at).unwrap();
     std::thread::spawn(move || {
         for client in listener.incoming() {
-            let (client, daemon) =
-                (client.unwrap(), UnixStream::connect(host.strip_prefix("unix://").unwrap()).unwrap());
+            let (client, daemon) = (client.unwrap(), UnixStream::connect(&behind).unwrap());
             let (mut asked, mut asks) = (client.try_clone().unwrap(), daemon.try_clone().unwrap());
             std::thread::spawn(move || {
                 let _ = std::io::copy(&mut asked, &mut asks);
