@@ -7,9 +7,9 @@ mod python;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use offload_core::RunResult;
 use offload_core::TestOutcome;
@@ -31,9 +31,12 @@ struct Project {
     args: Vec<String>,
     workers: usize,
     config: OffloadConfig,
+    env: BTreeMap<String, String>,
     despite_errors: bool,
     /// The run is cancelled as soon as this test has started.
     cancel_in: Option<&'static str>,
+    /// Once this test has started, the run hears of nothing until the file of that name is there.
+    deaf_in: Option<(&'static str, &'static str)>,
 }
 
 /// What came of a run.
@@ -47,6 +50,7 @@ struct Recorder {
     events: Arc<Mutex<Vec<RunEvent>>>,
     cancel: Arc<Mutex<Option<CancelHandle>>>,
     cancel_in: Option<&'static str>,
+    deaf_in: Option<(&'static str, PathBuf)>,
 }
 
 impl Reporter for Recorder {
@@ -56,6 +60,15 @@ impl Reporter for Recorder {
         {
             self.cancel.lock().unwrap().as_ref().unwrap().cancel();
         }
+        if let RunEvent::TestStarted { test, .. } = &event.event
+            && let Some((_, file)) = self.deaf_in.take_if(|(name, _)| test.id.ends_with(*name))
+        {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !file.exists() {
+                assert!(Instant::now() < deadline, "{} never came", file.display());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         self.events.lock().unwrap().push(event.event.clone());
     }
 }
@@ -64,7 +77,16 @@ impl Project {
     fn new(files: &[(&str, &str)]) -> Self {
         let dir = python::project(files);
         let config = OffloadConfig { test_timeout: Duration::MAX, ..OffloadConfig::default() };
-        Self { dir, args: Vec::new(), workers: 2, config, despite_errors: false, cancel_in: None }
+        Self {
+            dir,
+            args: Vec::new(),
+            workers: 2,
+            config,
+            env: BTreeMap::new(),
+            despite_errors: false,
+            cancel_in: None,
+            deaf_in: None,
+        }
     }
 
     fn options(&self) -> PytestOptions {
@@ -92,7 +114,7 @@ impl Project {
             script: WORKER.into(),
             cwd: self.dir.path().to_owned(),
             environment: None,
-            env: BTreeMap::new(),
+            env: self.env.clone(),
             workers: self.workers,
             inherit_output: false,
             continue_on_collection_errors: self.despite_errors,
@@ -106,7 +128,12 @@ impl Project {
     fn run(&self) -> Ran {
         let events = Arc::new(Mutex::new(Vec::new()));
         let cancel = Arc::new(Mutex::new(None));
-        let recorder = Recorder { events: Arc::clone(&events), cancel: Arc::clone(&cancel), cancel_in: self.cancel_in };
+        let recorder = Recorder {
+            events: Arc::clone(&events),
+            cancel: Arc::clone(&cancel),
+            cancel_in: self.cancel_in,
+            deaf_in: self.deaf_in.map(|(test, file)| (test, self.dir.path().join(file))),
+        };
         let config = Config {
             offload: OffloadConfig { max_parallel: self.workers, ..self.config.clone() },
             history: HistoryConfig { path: self.dir.path().join("no history"), ..HistoryConfig::default() },
@@ -119,7 +146,8 @@ impl Project {
         let orchestrator = Orchestrator::new(config, provider, PytestWorkers::new(self.options()), &[], false)
             .with_reporters(vec![Box::new(recorder)]);
         *cancel.lock().unwrap() = Some(orchestrator.cancel_handle());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Workers are heard and told while the run itself is deaf.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let result = runtime.block_on(orchestrator.run(&[])).unwrap();
         assert_eq!(processes_in(self.dir.path()), Vec::<String>::new(), "a process was left behind");
         let events = std::mem::take(&mut *events.lock().unwrap());
@@ -243,6 +271,64 @@ fn a_failure_is_tried_again() {
     let test = ran.test("test_a.py::test_flaky");
     assert_eq!((test.outcome, test.flaky, test.attempts.len()), (TestOutcome::Passed, true, 2));
     assert_eq!(ran.result.exit_code(), 2);
+}
+
+/// The second test fails as it runs, if it is told to, and what both of them share when it is torn down.
+const FAILS_LATE: &str = "\
+import os, pathlib, pytest
+
+@pytest.fixture(scope='module')
+def shared():
+    yield
+    raise ValueError('late')
+
+def test_1(shared): pass
+
+def test_2(shared):
+    mark = pathlib.Path('mark')
+    ran = mark.exists()
+    mark.touch()
+    assert ran or 'FIRST_FAILS' not in os.environ
+";
+
+#[test]
+fn a_late_failure_counts_though_it_comes_together_with_the_result() {
+    for (retries, fails) in [(0, false), (0, true), (1, true)] {
+        let next = "import pathlib\n\ndef test_3(): pass\ndef test_4(): pathlib.Path('torn down').touch()\n";
+        let mut project = Project::new(&[("test_a.py", FAILS_LATE), ("test_b.py", next)]);
+        project.workers = 1;
+        project.config.retry_count = retries;
+        project.deaf_in = Some(("test_2", "torn down"));
+        if fails {
+            project.env.insert("FIRST_FAILS".to_owned(), "1".to_owned());
+        }
+        let ran = project.run();
+        let of_2: Vec<&str> = ran.events.iter().filter_map(|event| what_of(event, "test_2")).collect();
+        let (expected, outcome): (&[&str], _) = match (retries, fails) {
+            (0, false) => (&["finished", "late report", "late failure"], TestOutcome::Error),
+            (0, true) => (&["finished", "late report", "late failure"], TestOutcome::Failed),
+            // It is torn down after each of its attempts.
+            _ => (
+                &["failed attempt", "late report", "finished", "late failure", "late report", "late failure"],
+                TestOutcome::Error,
+            ),
+        };
+        assert_eq!(of_2, expected, "retries: {retries}, fails: {fails}");
+        assert_eq!(ran.test("test_a.py::test_2").outcome, outcome);
+        assert_eq!(ran.result.exit_code(), 1);
+    }
+}
+
+/// What an event says of the test whose id ends like that, once it runs.
+fn what_of(event: &RunEvent, name: &str) -> Option<&'static str> {
+    let (test, what) = match event {
+        RunEvent::AttemptFailed { test, .. } => (test, "failed attempt"),
+        RunEvent::TestFinished { test, .. } => (test, "finished"),
+        RunEvent::LateFailure { test, .. } => (test, "late failure"),
+        RunEvent::Native(native) => (native.test.as_ref()?, "late report"),
+        _ => return None,
+    };
+    test.id.ends_with(name).then_some(what)
 }
 
 #[test]

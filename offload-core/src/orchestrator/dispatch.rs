@@ -30,7 +30,7 @@ use super::scheduler::{Feed, SandboxIndex, Scheduler, SchedulerConfig, TestIndex
 use super::settle::count;
 use super::{Orchestrator, OrchestratorError};
 use crate::event::{Attempt, FORMAT_VERSION, FinishedTest, RunEvent, StopReason, TestInfo, TimedEvent};
-use crate::framework::{Discovered, Execution, FrameworkResult, Isolation, TestRecord, Wanted};
+use crate::framework::{Discovered, Execution, FrameworkResult, Isolation, TestRecord, TestResult, Wanted};
 use crate::provider::{ProviderResult, Sandbox};
 use crate::report::Reporter;
 use crate::secret::Pieces;
@@ -91,6 +91,8 @@ pub(super) struct Dispatcher<'a> {
     last_loss: String,
     /// What tests write while they run, as far as it cannot be shown yet.
     pieces: HashMap<(SandboxIndex, TestKey), Pieces>,
+    /// Late failures of tests that have no outcome yet, because they are tried again.
+    late_failures: HashMap<TestKey, Vec<TestResult>>,
     give_up_at: Option<Instant>,
     result: RunResult,
 }
@@ -155,6 +157,7 @@ impl<'a> Dispatcher<'a> {
             losses_in_a_row: 0,
             last_loss: String::new(),
             pieces: HashMap::new(),
+            late_failures: HashMap::new(),
             give_up_at: None,
             result: RunResult { slow_test: config.offload.slow_test, ..RunResult::default() },
         })
@@ -186,6 +189,9 @@ impl<'a> Dispatcher<'a> {
                 Some((sandbox, report)) = self.report_inbox.recv() => {
                     self.on_report(sandbox, report);
                     while let Ok((sandbox, report)) = self.report_inbox.try_recv() {
+                        if report.follows_results() {
+                            self.act().await;
+                        }
                         self.on_report(sandbox, report);
                     }
                 }
@@ -262,7 +268,11 @@ impl<'a> Dispatcher<'a> {
         let event = test.event();
         let event = self.emit(event);
         test.keep(event);
+        let number = test.test.number;
         self.result.tests.push(test);
+        for result in self.late_failures.remove(&number).unwrap_or_default() {
+            self.on_late_failure(number, result);
+        }
     }
 
     fn problem(&mut self, text: String) {

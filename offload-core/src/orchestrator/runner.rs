@@ -41,6 +41,13 @@ pub(super) enum Report {
     Renamed(Arc<str>),
 }
 
+impl Report {
+    /// Whether those who follow the run have to hear first of the results that were reported before it.
+    pub(super) fn follows_results(&self) -> bool {
+        matches!(self, Self::Native(..) | Self::LateFailure(..))
+    }
+}
+
 /// A test on its way to a sandbox.
 #[derive(Debug, Clone)]
 pub(super) struct Job {

@@ -277,6 +277,10 @@ impl Dispatcher<'_> {
     pub(super) fn on_late_failure(&mut self, key: TestKey, mut result: TestResult) {
         let now = self.now();
         let Some(test) = self.tests.get(key as usize) else { return };
+        if !test.settled {
+            self.late_failures.entry(key).or_default().push(result);
+            return;
+        }
         let finished = self.result.tests.iter_mut().rev().find(|finished| finished.test.number == test.info.number);
         let Some(finished) = finished else { return };
         let Some(last) = finished.attempts.last() else { return };
