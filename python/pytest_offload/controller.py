@@ -20,7 +20,6 @@ from _pytest.main import Failed, Interrupted
 
 from . import early, junit, reports
 from .nodes import Nodes
-from .options import durations_in_cache
 from .reports import Attempt
 
 if TYPE_CHECKING:
@@ -178,7 +177,6 @@ class Controller:
             # A line per started test would only be in the way of those that have finished.
             hook = self.config.pluginmanager.subset_hook_caller("pytest_runtest_logstart", [reporter])
         self._logstart = hook if hook.get_hookimpls() else None
-        self._make_room_for_durations()
         # What is there now, and the reports of a whole run later, is no garbage: looking for some there takes long.
         gc.freeze()
         try:
@@ -529,15 +527,6 @@ class Controller:
         return self.config.pluginmanager.getplugin("terminalreporter")
 
     # -- pytest's cache, which workers leave alone
-
-    def _make_room_for_durations(self) -> None:
-        """Has pytest make its cache's directory, with all that belongs into a new one, before anybody else does."""
-        history, cache = self.settings.history, getattr(self.config, "cache", None)
-        if cache is None or history is None or not self.settings.record_history:
-            return
-        if history == durations_in_cache(self.config) and not history.parent.exists():
-            cache.set("offload/version", 1)
-            cache.mkdir("offload")
 
     def _update_cache(self) -> None:
         plugin = self.config.pluginmanager.getplugin("nfplugin")

@@ -259,8 +259,8 @@ def durations_in_cache(config: pytest.Config) -> Path | None:
     from _pytest.cacheprovider import Cache
 
     directory = Cache.cache_dir_from_config(config, _ispytest=True)
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
+    existing = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         # As with what pytest itself keeps there: a run does not fail for that.
         return None
     return Path(directory, "d", "offload", "durations.jsonl")
@@ -273,11 +273,23 @@ def output_dir(config: pytest.Config, configured: str | None) -> str:
     durations = durations_in_cache(config)
     if durations is None:
         return "test-results"
+    make_cache(config, durations)
+    return str(durations.parent)
+
+
+def make_cache(config: pytest.Config, durations: Path) -> None:
+    """Has pytest make its cache, with all that belongs into a new one, if durations are kept there and it is not there.
+
+    What then writes the durations makes directories only, and can have done so before this process comes to its tests.
+    """
+    if durations.parent.exists() or durations != durations_in_cache(config):
+        return
     from _pytest.cacheprovider import Cache
 
-    # Pytest makes its cache's directory, with all that belongs into a new one, before anybody else does.
-    Cache(durations.parents[2], config, _ispytest=True).mkdir("offload")
-    return str(durations.parent)
+    cache = Cache(durations.parents[2], config, _ispytest=True)
+    # Older versions of pytest make what belongs there for a value, and not for a directory.
+    cache.set("offload/version", 1)
+    cache.mkdir("offload")
 
 
 def _replaced_xdist_options(config: pytest.Config, options: argparse.Namespace) -> str:

@@ -73,6 +73,8 @@ def _begin(early_config: pytest.Config) -> bool:
     run_uid = uuid.uuid4().hex
     template = early.fork(early_config, settings) if settings.provider == "local" else None
     try:
+        if settings.record_history and settings.history is not None:
+            options.make_cache(early_config, settings.history)
         from ._core import Session
 
         core = Session({**session_options(early_config, settings, run_uid), "template_pid": template and template.pid})

@@ -153,6 +153,15 @@ def test_durations_are_kept_in_the_cache_and_nowhere_else(run: Runner) -> None:
     assert not durations.exists()
 
 
+def test_what_is_not_a_directory_is_no_cache(run: Runner) -> None:
+    run.write(test_a=TESTS)
+    (run.path / ".pytest_cache").touch()
+    seen = [command("-q") for command in (run.plain, run.offload)]
+    assert seen[0].comparable() == seen[1].comparable()
+    assert seen[1].exit_code == 0
+    assert not seen[1].errors
+
+
 def test_secrets_are_in_nothing_that_is_said(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTSIDE", "swordfish-1")
     run.write(
