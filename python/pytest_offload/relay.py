@@ -262,7 +262,12 @@ class Relay:
         script = os.path.join(worker, "__main__.py")
         path = os.path.join(self.directory, "s")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(path)
+        # Its whole path may be longer than an address can be.
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(self.directory)
+        self.listener.bind("s")
+        os.fchdir(here)
+        os.close(here)
         self.listener.listen(16)
         self.listener.setblocking(False)
         self.poll.register(self.listener.fileno(), select.POLLIN)
@@ -417,8 +422,7 @@ class Relay:
 def scratch() -> str:
     """Where the private directory is to be: where the sandbox removes what a relay leaves that is killed, if it can."""
     path = os.environ.pop("OFFLOAD_SCRATCH", None)
-    # The path of a socket is short.
-    if path and len(path) < 80 and os.path.isdir(path):
+    if path and os.path.isdir(path):
         return path
     try:
         return tempfile.gettempdir()

@@ -26,7 +26,8 @@ class Sshd:
         self.address = line.address if line else "127.0.0.1"
         self._inside = ["ip", "netns", "exec", line.namespace] if line else []
         self.work = directory / "work"
-        directory.mkdir(parents=True, exist_ok=True)
+        self.temp = directory / "tmp"
+        self.temp.mkdir(parents=True, exist_ok=True)
         for name in ("host_key", "user_key"):
             (directory / name).unlink(missing_ok=True)
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
@@ -67,7 +68,7 @@ class Sshd:
         config = self.directory / "sshd_config"
         config.write_text(
             # With the first line, bash leaves out what the user's own ~/.bashrc does.
-            f"SetEnv SHLVL=2\nListenAddress {self.address}:{self.port}\nHostKey {self.directory}/host_key\n"
+            f"SetEnv SHLVL=2 TMPDIR={self.temp}\nListenAddress {self.address}:{self.port}\nHostKey {self.directory}/host_key\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nPidFile none\nUsePAM no\nStrictModes no\n"
             "PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nPrintMotd no\nLogLevel ERROR\n",
             encoding="utf-8",
@@ -97,7 +98,7 @@ class Sshd:
 
     def runs(self) -> list[Path]:
         """The directories of runs."""
-        return [*self.work.glob("*/run-*"), *self.work.glob("*/new-*")]
+        return [*self.work.glob("*/run-*"), *self.work.glob("*/new-*"), *self.temp.glob("offload-*")]
 
     def connections(self) -> list[int]:
         """The processes that serve connections."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 VERSION = 1
 # Captured output and failure texts longer than this lose their middle.
 TEXT_LIMIT = 4 * 1024 * 1024
+# Bytes of the address of a Unix socket on every system that there is.
+ADDRESS_LIMIT = 104
 
 
 class Closed(Exception):
@@ -49,7 +51,7 @@ class Channel:
     def __init__(self, path: str) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(path)
+        connect(self._socket, path)
         # A test may close or replace the low descriptors.
         self._received = bytearray()
         self._unsent: list[str] = []
@@ -120,6 +122,21 @@ class Channel:
     def close(self) -> None:
         """Closes this process's copy only; a parent or child keeps its own."""
         os.close(self._socket.detach())
+
+
+def connect(stream: socket.socket, path: str) -> None:
+    """Connects to a socket, from its own directory where its path is longer than an address can be."""
+    if len(os.fsencode(path)) < ADDRESS_LIMIT:
+        stream.connect(path)
+        return
+    directory, name = os.path.split(path)
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(directory)
+        stream.connect(name)
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def tagged(value: object) -> object:
