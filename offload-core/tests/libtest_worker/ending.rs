@@ -8,7 +8,7 @@ use offload_core::framework::{Isolation, TestOutcome};
 use offload_core::worker::libtest::LibtestOptions;
 use offload_core::worker::{Message, Request, RunItem, StartGate, StartPermit};
 
-use crate::support::{Fixtures, Session, is_dead, item, items, pid_in, unit_with_pid_file, wait_until};
+use crate::support::{Fixtures, Session, doctest_unit, is_dead, item, items, pid_in, unit_with_pid_file, wait_until};
 
 #[test]
 fn a_time_out_leaves_nothing_behind() {
@@ -96,6 +96,28 @@ fn a_batch_of_which_the_rest_is_asked_back_ends_with_the_test_that_is_still_want
     assert_eq!(session.next(), Message::TakenBack { tests: vec![0] });
     assert_eq!(session.next(), Message::TakenBack { tests: vec![1, 2] });
     assert_eq!(session.run(&[item(7, "passes")])["passes"].outcome, TestOutcome::Passed);
+}
+
+#[test]
+fn what_has_nothing_left_to_run_may_end_by_itself() {
+    // As rustdoc does, which removes what it has compiled.
+    let script = r#"
+        printf 'test a.rs - x (line 1) ... ok\n'
+        sleep "$LONG"
+        echo removed > "$REMOVED"
+    "#;
+    for (long, kill_grace) in [("0.5", Duration::from_secs(60)), ("1000", Duration::from_millis(1))] {
+        let dir = tempfile::tempdir().unwrap();
+        let removed = dir.path().join("removed");
+        let mut unit = doctest_unit(script);
+        unit.env.insert("REMOVED".into(), removed.to_str().unwrap().into());
+        unit.env.insert("LONG".into(), long.into());
+        let session = Session::new(LibtestOptions { kill_grace, ..LibtestOptions::default() }, unit);
+        let name = "a.rs - x (line 1)";
+        assert_eq!(session.run(&items(&[name]))[name].outcome, TestOutcome::Passed);
+        drop(session.worker);
+        assert_eq!(removed.exists(), kill_grace.as_secs() > 0, "{kill_grace:?}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use offload_core::framework::{Isolation, TestOutcome};
 use offload_core::worker::libtest::LibtestOptions;
 use offload_core::worker::{Harness, RunItem, Unit};
 
-use crate::support::{Fixtures, Session, item, items, run_one};
+use crate::support::{Fixtures, Session, doctest_unit, item, items, run_one};
 
 #[test]
 fn a_passing_test_keeps_its_own_output_only() {
@@ -158,12 +158,6 @@ fn an_opaque_program_is_judged_by_its_exit() {
     let panicked = run(&["panic"]);
     assert_eq!(panicked.outcome, TestOutcome::Failed);
     assert!(panicked.message.as_deref().unwrap().ends_with(": on the main thread"), "{panicked:?}");
-}
-
-/// A stand-in for `cargo test --doc`: the real one needs a package; what is read of it is its output.
-fn doctest_unit(script: &str) -> Unit {
-    let args = vec!["-c".to_owned(), script.to_owned(), "cargo".to_owned()];
-    Unit { harness: Harness::Doctest, program: "/bin/sh".into(), args, ..Fixtures::get().unit() }
 }
 
 #[test]

@@ -195,6 +195,12 @@ pub fn pid_in(file: &Path) -> String {
     std::fs::read_to_string(file).unwrap().trim().to_owned()
 }
 
+/// A stand-in for `cargo test --doc`: the real one needs a package; what is read of it is its output.
+pub fn doctest_unit(script: &str) -> Unit {
+    let args = vec!["-c".to_owned(), script.to_owned(), "cargo".to_owned()];
+    Unit { harness: Harness::Doctest, program: "/bin/sh".into(), args, ..Fixtures::get().unit() }
+}
+
 /// A unit of which the tests that leave children behind write a child's process id into the file.
 pub fn unit_with_pid_file(dir: &Path) -> (Unit, PathBuf) {
     let pid_file = dir.join("pid");

@@ -76,6 +76,8 @@ pub(super) struct Work {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Continue,
+    /// Its tests have their results: it is ending, and whatever it does last (removing files, writing coverage) it may.
+    Finish,
     /// Politely at first.
     End,
     Kill,
@@ -182,6 +184,8 @@ impl Mailbox {
         let state = self.lock();
         if state.kill {
             Verdict::Kill
+        } else if state.active.is_empty() {
+            Verdict::Finish
         } else if state.stop
             || state.active.iter().all(Active::is_unwanted)
             || state.active.iter().any(|active| active.cancelled && active.executing)

@@ -127,18 +127,24 @@ impl Process {
         let mut by = EndedBy::Itself;
         // Once the process was told to end: when patience with it is over.
         let mut kill_at: Option<Instant> = None;
+        // Once it is waited for while all it had to do is done: when that ends.
+        let mut finish_by: Option<Instant> = None;
         let mut killed = false;
         let mut read_from = (!observer.wants_output_early()).then(|| Instant::now() + UNREAD);
         let mut settled_in = false;
         loop {
             let now = Instant::now();
-            let limit = if killed { None } else { kill_at.or_else(|| observer.deadline()) };
+            let limit = match kill_at.or(finish_by) {
+                _ if killed => None,
+                None => observer.deadline(),
+                ordered => ordered,
+            };
             if limit.is_some_and(|limit| limit <= now) {
                 if kill_at.is_some() {
                     self.signal(Signal::KILL);
                     killed = true;
                 } else {
-                    by = EndedBy::TimeLimit;
+                    by = if finish_by.is_some() { EndedBy::Order } else { EndedBy::TimeLimit };
                     kill_at = Some(self.terminate(limits));
                 }
                 continue;
@@ -168,9 +174,14 @@ impl Process {
             }
             if ready.order {
                 let verdict = mailbox.verdict();
-                if verdict != Verdict::Continue && kill_at.is_none() {
-                    by = EndedBy::Order;
-                    kill_at = Some(self.terminate(limits));
+                match verdict {
+                    Verdict::Continue => {}
+                    Verdict::Finish => finish_by = finish_by.or_else(|| Some(now + limits.kill_grace)),
+                    Verdict::End | Verdict::Kill if kill_at.is_none() => {
+                        by = EndedBy::Order;
+                        kill_at = Some(self.terminate(limits));
+                    }
+                    Verdict::End | Verdict::Kill => {}
                 }
                 if verdict == Verdict::Kill {
                     kill_at = Some(now);
