@@ -68,7 +68,8 @@ class Sshd:
         config = self.directory / "sshd_config"
         config.write_text(
             # With the first line, bash leaves out what the user's own ~/.bashrc does.
-            f"SetEnv SHLVL=2 TMPDIR={self.temp}\nListenAddress {self.address}:{self.port}\nHostKey {self.directory}/host_key\n"
+            f"SetEnv SHLVL=2 TMPDIR={self.temp}\nListenAddress {self.address}:{self.port}\n"
+            f"HostKey {self.directory}/host_key\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nPidFile none\nUsePAM no\nStrictModes no\n"
             "PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nPrintMotd no\nLogLevel ERROR\n",
             encoding="utf-8",
