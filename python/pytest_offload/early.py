@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .worker import program
+from .worker.process import lasting_threads
 
 if TYPE_CHECKING:
     import pytest
@@ -72,7 +73,7 @@ def _is_possible(settings: Settings) -> bool:
         sys.platform == "linux"
         and settings.start_method != "spawn"
         and not any(name.startswith(AT_START) for name in settings.env)
-        and len(os.listdir("/proc/self/task")) == 1
+        and not lasting_threads()
     )
 
 

@@ -534,3 +534,23 @@ def test_database(mocker):
     assert re.findall(r"^test_.*%$", offload.text, re.MULTILINE) == totals != []
     for name in ("report.html", "out.xml", ".coverage"):
         assert Path(run.path / name).exists()
+
+
+# -- plugins that start threads when they are imported
+
+THREADS = {
+    # OpenBLAS's end at a fork and come again.
+    "numpy": "import numpy\nnumpy.dot(numpy.ones((300, 300)), numpy.ones((300, 300)))",
+    "lasting": "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
+}
+
+
+@pytest.mark.parametrize("what", THREADS)
+def test_the_template_is_forked_where_only_threads_that_end_at_a_fork_were_started(run: Runner, what: str) -> None:
+    run.write(brings=f"open('imports', 'a').write('1')\n{THREADS[what]}", test_a=MANY)
+    run.load("brings")
+    outcome = run.offload()
+    assert outcome.counts == {"passed": 6}, outcome.text
+    # A template that was not forked imports plugins once more, and workers that were not forked as well.
+    imports = len((run.path / "imports").read_text())
+    assert imports == 1 if what == "numpy" else imports > 1

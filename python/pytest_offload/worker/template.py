@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .channel import Closed, to_json, untagged
 from .collection import describe
-from .process import become_worker, fork, kill_group
+from .process import become_worker, fork, kill_group, lasting_threads
 
 if TYPE_CHECKING:
     from .channel import Message
@@ -147,14 +147,9 @@ class Template:
             return "a child process was started before there are workers"
         except ChildProcessError:
             pass
-        # Threads that end at fork (OpenBLAS's) are no danger; this makes them end.
-        pid = fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-        threads = len(os.listdir("/proc/self/task"))
-        if threads > 1:
-            return f"{threads - 1} threads were started before there are workers"
+        threads = lasting_threads()
+        if threads:
+            return f"{threads} threads were started before there are workers"
         if self._connected():
             return "a connection was opened before there are workers"
         return None
