@@ -1,0 +1,220 @@
+//! How a worker ends: by its own will, with a test, out of time, with everything around it; and what it leaves to say.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::ahead::Pace;
+use super::super::host::WorkerProcess;
+use super::super::message::{Exit, Incoming};
+use super::super::roll::worker_down;
+use super::{Process, Running, Said, Serving};
+use crate::framework::{TestOutcome, TestResult};
+use crate::worker::libtest::timeout_message;
+use crate::worker::{Message, TestKey};
+
+/// How long a worker may take to end once it has said good-bye (plugins and libraries clean up at exit).
+const BYE_PATIENCE: Duration = Duration::from_secs(10);
+/// How many lines of stacks a report shows.
+const DUMP_LINES: usize = 500;
+/// How many lines that were written by a process that died a report shows.
+const LAST_WORDS: usize = 40;
+
+impl Serving {
+    /// What would end a pytest is the fault of the test that runs, where there is no such pytest.
+    pub(super) fn blame(&mut self, kind: &str, data: &str) {
+        let (what, why) = match kind {
+            "exit" => (
+                "the test ended the whole session",
+                serde_json::from_str::<(String, Option<i32>)>(data).map(|said| said.0),
+            ),
+            "internal_error" => ("pytest broke while it ran this test", serde_json::from_str(data)),
+            _ => return,
+        };
+        let Some(Running { item, since, .. }) = self.running.take() else { return };
+        let why = why.unwrap_or_default();
+        let last = why.trim_end().lines().next_back().unwrap_or_default().to_owned();
+        self.blamed = true;
+        let result = TestResult {
+            details: (last != why).then_some(why),
+            ..TestResult::new(TestOutcome::Error, since.elapsed()).with_message(format!("{what}: {last}"))
+        };
+        self.say(Message::Finished { key: item.key, result: Box::new(result) });
+    }
+
+    /// The worker ends by its own will.
+    pub(super) async fn on_bye(&mut self, output: Option<&str>) {
+        let Process::Up(worker) = &self.process else { return };
+        let id = Arc::clone(&worker.id);
+        if self.wait_for_exit(BYE_PATIENCE).await.is_none()
+            && let Process::Up(worker) = &self.process
+        {
+            tracing::warn!(sandbox = &*id, "the worker said good-bye and did not end");
+            worker.kill();
+        }
+        self.process = Process::Down;
+        self.give_up_at = None;
+        (self.say)(Said::Native(None, worker_down(&id, output, None)));
+        let uncalled = self.host.options().alone && !self.closing && !std::mem::take(&mut self.blamed);
+        if uncalled && !(self.queue.is_empty() && self.running.is_none()) {
+            return self.lose(format!("the worker {id} ended between two tests, and pytest said nothing"));
+        }
+        self.give_all_back();
+    }
+
+    /// The process of a single test ended without a result. The worker lives.
+    pub(super) async fn on_crash(&mut self, key: TestKey, exit: Exit, said: TestResult) {
+        let running = self.running.take_if(|running| running.item.key == key);
+        let (item, since) = match running {
+            Some(Running { item, since, .. }) => (item, since),
+            None => match self.remove(key) {
+                Some(item) => (item, Instant::now()),
+                None => return,
+            },
+        };
+        let words = match &self.process {
+            Process::Up(worker) => {
+                let (words, heard) = last_words(worker, self.heard).await;
+                self.heard = heard;
+                words
+            }
+            _ => None,
+        };
+        let message = format!("the process of this test ended: {exit}");
+        let result = TestResult {
+            details: words,
+            stdout: said.stdout,
+            stderr: said.stderr,
+            ..TestResult::new(TestOutcome::Crashed, since.elapsed()).with_message(message)
+        };
+        self.feed();
+        self.say(Message::Finished { key: item.key, result: Box::new(result) });
+    }
+
+    pub(super) async fn wait_for_exit(&mut self, patience: Duration) -> Option<Exit> {
+        match &mut self.process {
+            Process::Up(worker) if !worker.exit.is_terminated() => {
+                tokio::time::timeout(patience, &mut worker.exit).await.ok()?.ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes note of what a dead worker had still said.
+    pub(super) async fn hear_the_rest(&mut self) {
+        while let Process::Up(worker) = &mut self.process {
+            match worker.link.next_arrived() {
+                Ok(Some(Incoming::Bye { .. })) => {}
+                Ok(Some(message)) => self.on_message(message).await,
+                _ => break,
+            }
+        }
+    }
+
+    /// The worker is gone. Returns whether the sandbox goes on.
+    pub(super) async fn on_death(&mut self, exit: Option<Exit>, fault: Option<String>) -> bool {
+        let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) else { return true };
+        let (words, _) = last_words(&worker, std::mem::take(&mut self.heard)).await;
+        if let Some(fate) = worker.site.fate() {
+            // It died with everything around it.
+            self.process = Process::Up(worker);
+            self.on_loss(fate);
+            return false;
+        }
+        self.pace = Pace::default();
+        if exit.is_none() {
+            // Its connection is closed and it may still live.
+            worker.kill();
+        }
+        let how = match (&fault, exit) {
+            (Some(fault), _) => fault.clone(),
+            (None, Some(exit)) => exit.to_string(),
+            (None, None) => "it closed its connection".to_owned(),
+        };
+        let expected = self.closing && self.running.is_none();
+        let error = (!expected).then(|| format!("the worker {} ended: {how}", worker.id));
+        (self.say)(Said::Native(None, worker_down(&worker.id, None, error.as_deref())));
+        self.give_up_at = None;
+        if let Some(Running { item, since, .. }) = self.running.take() {
+            let message = format!("the worker {} ended while it ran this test: {how}", worker.id);
+            let result = TestResult {
+                details: words,
+                ..TestResult::new(TestOutcome::Crashed, since.elapsed()).with_message(message)
+            };
+            self.say(Message::Finished { key: item.key, result: Box::new(result) });
+            self.give_all_back();
+            return true;
+        }
+        if self.closing {
+            return true;
+        }
+        let words = words.map_or_else(String::new, |words| format!("\n{words}"));
+        self.lose(format!("the worker {} ended between two tests: {how}{words}", worker.id));
+        false
+    }
+
+    /// The worker's sandbox is gone, whatever the worker did.
+    pub(super) fn on_loss(&mut self, reason: String) {
+        if let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) {
+            (self.say)(Said::Native(None, worker_down(&worker.id, None, Some(&reason))));
+        }
+        if self.closing {
+            self.give_all_back();
+        } else {
+            self.lose(reason);
+        }
+    }
+
+    pub(super) fn lose(&mut self, reason: String) {
+        (self.say)(Said::Lost(reason));
+    }
+
+    pub(super) async fn on_time_up(&mut self) {
+        let now = Instant::now();
+        if self.give_up_at.is_some_and(|at| at <= now) {
+            self.stop("it did not end when it was told to");
+            return;
+        }
+        let late = |running: &mut Running| running.since.checked_add(running.item.timeout).is_some_and(|at| at <= now);
+        let Some(Running { item, since, process }) = self.running.take_if(late) else { return };
+        let stacks = match &self.process {
+            Process::Up(worker) => match worker.dump.as_deref() {
+                Some(path) => worker.site.stacks(process.unwrap_or(worker.pid), path, DUMP_LINES).await,
+                None => None,
+            },
+            _ => None,
+        };
+        let result = TestResult {
+            details: stacks,
+            ..TestResult::new(TestOutcome::TimedOut, since.elapsed()).with_message(timeout_message(item.timeout))
+        };
+        self.stop("a test ran out of time");
+        self.say(Message::Finished { key: item.key, result: Box::new(result) });
+        self.give_all_back();
+    }
+
+    /// Kills the worker. Its place is free for another at once.
+    pub(super) fn stop(&mut self, why: &str) {
+        self.give_up_at = None;
+        if let Process::Up(worker) = std::mem::replace(&mut self.process, Process::Down) {
+            worker.kill();
+            let error = format!("the worker {} was killed: {why}", worker.id);
+            (self.say)(Said::Native(None, worker_down(&worker.id, None, Some(&error))));
+        }
+    }
+}
+
+/// What a dead process left: stacks that its fault handler wrote, and what it wrote outside of tests; of both what is
+/// new since that much had been written, and how much has been now.
+async fn last_words(worker: &WorkerProcess, heard: (u64, u64)) -> (Option<String>, (u64, u64)) {
+    let read = async |path: &Option<PathBuf>, from, lines| match path.as_deref() {
+        Some(path) => worker.site.tail(path, from, lines).await,
+        None => (String::new(), 0),
+    };
+    let (stacks, dumped) = read(&worker.dump, heard.0, DUMP_LINES).await;
+    let (words, written) = read(&worker.output, heard.1, LAST_WORDS).await;
+    let all: Vec<String> = [stacks, words].into_iter().filter(|text| !text.is_empty()).collect();
+    ((!all.is_empty()).then(|| all.join("\n\n")), (dumped, written))
+}
