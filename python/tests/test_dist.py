@@ -59,15 +59,18 @@ def scopes_per_worker(run: Runner, scope_of) -> dict[str, set[str]]:
     return workers
 
 
-def test_a_worker_takes_files_in_their_order_however_large_they_are(run: Runner) -> None:
-    test = "@pytest.mark.parametrize('n', range({}))\ndef test(n): pass"
-    files = {f"test_{name}": test.format(count) for name, count in (("a", 2), ("b", 30), ("c", 5), ("d", 12))}
-    run.write(conftest=RECORDING, **files)
+def test_a_single_worker_takes_tests_in_their_order(run: Runner) -> None:
+    test = "import time\n@pytest.mark.parametrize('n', range({}))\ndef test(n): time.sleep({})"
+    files = {"test_a": test.format(2, 0), "test_b": test.format(30, 0), "test_c": test.format(5, 0)}
+    run.write(conftest=RECORDING, **files, test_d=test.format(2, 0.2))
     run.workers = 1
-    # No durations are known, so that no test comes early for being long.
-    run.offload()
-    (tests,) = where(run).values()
-    assert list(dict.fromkeys(nodeid.split("::")[0] for nodeid in tests)) == [f"{name}.py" for name in files]
+    expected = [f"test_{name}.py::test[{n}]" for name, count in zip("abcd", (2, 30, 5, 2)) for n in range(count)]
+    # The second run knows how long they take.
+    for _ in range(2):
+        run.offload()
+        (tests,) = where(run).values()
+        assert tests == expected
+        (run.path / "where").unlink()
 
 
 def write_scopes(run: Runner) -> None:

@@ -217,7 +217,7 @@ impl Scheduler {
         Self {
             estimates: Estimates::new(config.default_duration),
             tests: Vec::new(),
-            queue: Queue::default(),
+            queue: Queue::for_sandboxes(config.max_sandboxes),
             sandboxes: Sandboxes::default(),
             outbox: VecDeque::new(),
             now: 0,

@@ -6,6 +6,8 @@
 //! expected rest of the run is taken first, wherever it belongs, while there are short ones left to even the end out.
 //! As the rest gets shorter, the second rule takes over by itself: the end of a run is scheduled longest first.
 //!
+//! Where there is only ever one sandbox, neither helps anybody, and suites and tests come in their order.
+//!
 //! Retries come before both, on another sandbox than the one they failed on. Everything is O(log n).
 
 use std::cmp::Reverse;
@@ -135,6 +137,8 @@ impl Retries {
 /// The tests that wait.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
+    /// Whatever the durations: there is one sandbox for all.
+    in_order: bool,
     numbers: HashMap<u32, u32>,
     suites: Vec<Suite>,
     ranking: BTreeSet<Rank>,
@@ -157,6 +161,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// An empty queue for so many sandboxes at most.
+    pub fn for_sandboxes(most: usize) -> Self {
+        Self { in_order: most <= 1, ..Self::default() }
+    }
+
     /// The number by which the queue knows a suite. A new one gets the sandbox `home` as its home, and `together` counts.
     pub fn suite(&mut self, name: u32, together: bool, home: u32) -> u32 {
         let suites = &mut self.suites;
@@ -278,10 +287,11 @@ impl Queue {
         {
             return Choice::Retry { test, failed_on };
         }
-        let longest = self.longest_waiting(tests);
+        let longest = if self.in_order { None } else { self.longest_waiting(tests) };
         let critical = longest.filter(|&(length, _)| length > asker.rest / CRITICAL_PART);
         if let Some((length, choice)) = self.choose_alone(asker, tests)
             && critical.is_none_or(|(critical, _)| length >= critical)
+            && !(self.in_order && self.ordinary_len > 0)
         {
             if asker.empty {
                 return choice;
@@ -445,10 +455,11 @@ impl Queue {
         let rank = (suite.waiting > 0).then(|| {
             let unknown_work = u128::from(suite.unknown) * u128::from(estimates.of_suite(number));
             let work = (suite.known_work + unknown_work) / u128::from(suite.sandboxes + 1);
+            let counts = !self.in_order && (suite.together || suite.sandboxes > 0);
             Rank {
                 untouched: suite.sandboxes == 0,
-                unknown: suite.unknown > 0,
-                work: if suite.together || suite.sandboxes > 0 { u64::try_from(work).unwrap_or(Nanos::MAX) } else { 0 },
+                unknown: suite.unknown > 0 && !self.in_order,
+                work: if counts { u64::try_from(work).unwrap_or(Nanos::MAX) } else { 0 },
                 suite: Reverse(number),
             }
         });

@@ -418,21 +418,48 @@ fn a_stop_asks_queued_tests_back_and_settles_what_waits_for_a_retry() {
 }
 
 #[test]
-fn a_test_that_must_be_alone_is_alone() {
-    let mut run = scheduler(config(1), [lasting(50), lasting(50), TestSpec { alone: true, ..lasting(80) }]);
+fn a_single_sandbox_takes_all_in_their_order() {
+    let specs = [
+        lasting(10),
+        lasting(2000),
+        TestSpec { suite: 1, together: true, ..lasting(500) },
+        TestSpec { suite: 2, ..TestSpec::default() },
+        TestSpec { suite: 2, alone: true, ..lasting(5000) },
+        TestSpec { suite: 3, ..lasting(3000) },
+    ];
+    let mut run = scheduler(config(1), specs);
     assert_eq!(created(&mut run, 0), 1);
+    let mut order = Vec::new();
+    let mut next: VecDeque<Action> = ready(&mut run, 0, 0).into();
+    let mut now = 0;
+    while let Some(action) = next.pop_front() {
+        let Action::Assign { tests, .. } = action else { continue };
+        for Assignment { test, .. } in tests {
+            order.push(test.0);
+            next.extend(start(&mut run, 0, test.0, now));
+            now += 1000;
+            next.extend(finish(&mut run, 0, test.0, Verdict::Passed, now));
+        }
+    }
+    assert_eq!(order, [0, 1, 2, 3, 5, 4], "what wants the sandbox for itself waits until it is empty");
+}
+
+#[test]
+fn a_test_that_must_be_alone_is_alone() {
+    let mut run = scheduler(config(2), [lasting(50), lasting(50), TestSpec { alone: true, ..lasting(80) }]);
+    assert_eq!(created(&mut run, 0), 2);
     assert_eq!(ready(&mut run, 0, 0), [assign(0, 1, [2])]);
     assert_eq!(start(&mut run, 0, 2, 0), []);
-    assert_eq!(finish(&mut run, 0, 2, Verdict::Passed, 80), [settle(2), assign(0, 1, [0, 1])]);
+    assert_eq!(finish(&mut run, 0, 2, Verdict::Passed, 80), [settle(2), assign(0, 1, [0])]);
 }
 
 #[test]
 fn a_busy_sandbox_runs_dry_for_a_test_that_must_be_alone() {
-    let mut run = Scheduler::new(config(1));
+    let mut run = Scheduler::new(config(2));
     for _ in 0..10 {
         run.add_test(lasting(50));
     }
-    assert_eq!(created(&mut run, 0), 1);
+    assert_eq!(created(&mut run, 0), 2);
     ready(&mut run, 0, 0);
     run.add_test(TestSpec { alone: true, ..lasting(500) });
     start(&mut run, 0, 0, 0);
@@ -444,8 +471,8 @@ fn a_busy_sandbox_runs_dry_for_a_test_that_must_be_alone() {
 #[test]
 fn unknown_tests_do_not_wait_for_the_end() {
     let unknown = TestSpec { suite: 1, ..TestSpec::default() };
-    let mut run = scheduler(config(1), [lasting(100); 20].into_iter().chain([unknown]));
-    assert_eq!(created(&mut run, 0), 1);
+    let mut run = scheduler(config(2), [lasting(100); 20].into_iter().chain([unknown]));
+    assert_eq!(created(&mut run, 0), 2);
     assert_eq!(ready(&mut run, 0, 0)[0], assign(0, 1, [20, 0]));
 }
 
