@@ -32,7 +32,8 @@ pub static KEYS: &[Key] = &[
         "offload.max_parallel",
         int(1, 1_000_000),
         Toml("10"),
-        "The most sandboxes at once. Without a configuration file: the number of CPUs.",
+        "The most sandboxes at once; a single one takes tests in their order. Without a configuration file: the number of \
+         CPUs.",
     ),
     Key::new(
         "offload.test_timeout_secs",
