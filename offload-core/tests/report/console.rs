@@ -235,7 +235,7 @@ fn after_ten_quiet_seconds_a_log_says_how_far_the_run_is() {
     let (_, err) = print(options(), run);
     insta::assert_snapshot!(err, @r#"
     [   11s] looking for tests
-    [   22s] 1/4+ tests, 1 passed; 1 sandbox; running longest: pkg b (11s), pkg c (6s)
+    [   22s] 1/4+ tests, 1 passed; 1 sandbox; running longest: pkg: 2 tests together (11s)
     running 4 tests, 1 skipped
     "#);
     let (_, err) = print(ConsoleOptions { progress: Progress::None, ..options() }, run);

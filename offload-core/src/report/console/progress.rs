@@ -39,7 +39,22 @@ pub(super) struct RunProgress {
     flaky: usize,
     skipped: usize,
     sandboxes: HashSet<Arc<str>>,
-    running: HashMap<ById, Duration>,
+    running: HashMap<ById, Running>,
+    /// When the last test ended, by sandbox.
+    last_results: HashMap<Arc<str>, Duration>,
+}
+
+/// Where a test runs, and since when.
+#[derive(Debug)]
+struct Running {
+    sandbox: Arc<str>,
+    since: Duration,
+}
+
+/// What is named as running long.
+struct Named {
+    name: String,
+    elapsed: Duration,
 }
 
 /// A test that equals another with the same id.
@@ -85,18 +100,17 @@ impl RunProgress {
             RunEvent::SandboxLost { sandbox, requeued, .. } => {
                 self.sandboxes.remove(sandbox);
                 for id in requeued {
-                    self.running.remove(id.as_str());
+                    self.ended(id, event.at);
                 }
             }
-            RunEvent::TestStarted { test, .. } => {
-                self.running.entry(ById(Arc::clone(test))).or_insert(event.at);
+            RunEvent::TestStarted { test, sandbox, .. } => {
+                let running = || Running { sandbox: Arc::clone(sandbox), since: event.at };
+                self.running.entry(ById(Arc::clone(test))).or_insert_with(running);
             }
-            RunEvent::AttemptFailed { test, .. } => {
-                self.running.remove(test.id.as_str());
-            }
+            RunEvent::AttemptFailed { test, .. } => self.ended(&test.id, event.at),
             RunEvent::LateFailure { .. } => self.failed += 1,
             RunEvent::TestFinished { test, outcome, flaky, attempts, .. } => {
-                self.running.remove(test.id.as_str());
+                self.ended(&test.id, event.at);
                 match outcome {
                     TestOutcome::Passed => self.passed += 1,
                     TestOutcome::Skipped => self.skipped += 1,
@@ -108,6 +122,12 @@ impl RunProgress {
                 self.done += usize::from(*outcome != TestOutcome::Skipped || !attempts.is_empty());
             }
             _ => {}
+        }
+    }
+
+    fn ended(&mut self, id: &str, at: Duration) {
+        if let Some(running) = self.running.remove(id) {
+            self.last_results.insert(running.sandbox, at);
         }
     }
 
@@ -123,9 +143,9 @@ impl RunProgress {
     /// One line for a log.
     pub(super) fn line(&self, now: Duration) -> String {
         let mut line = format!("[{:>5}s] {}", now.as_secs(), self.counts(Palette::new(false)));
-        for (index, (test, elapsed)) in self.longest(now).into_iter().enumerate() {
+        for (index, Named { name, elapsed }) in self.longest(now).into_iter().enumerate() {
             let lead = if index == 0 { "; running longest: " } else { ", " };
-            let _ = write!(line, "{lead}{} ({}s)", text::name(&test.id), elapsed.as_secs());
+            let _ = write!(line, "{lead}{name} ({}s)", elapsed.as_secs());
         }
         line
     }
@@ -144,9 +164,8 @@ impl RunProgress {
             time + &self.short_counts(palette)
         };
         let mut out = console::truncate_str(&first, width, "…").into_owned();
-        for (test, elapsed) in self.longest(now) {
+        for Named { name, elapsed } in self.longest(now) {
             let time = format!("{:>6}s  ", elapsed.as_secs());
-            let name = text::name(&test.id);
             let name = text::keep_end(&name, width.saturating_sub(time.len()));
             let _ = write!(out, "\n{}{}", palette.dim(&time), palette.test(&name));
         }
@@ -203,15 +222,26 @@ impl RunProgress {
         out
     }
 
-    fn longest(&self, now: Duration) -> Vec<(&TestInfo, Duration)> {
-        let mut running: Vec<_> = self
-            .running
-            .iter()
-            .map(|(test, started)| (&*test.0, now.saturating_sub(*started)))
-            .filter(|(_, elapsed)| *elapsed >= NAMED_AFTER)
-            .collect();
-        running.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.id.cmp(&b.0.id)));
-        running.truncate(NAMED);
-        running
+    /// What runs longest. Of tests that one process runs together (doctests) nobody knows which of them wait for others,
+    /// so they are named together, from when one of them last ended.
+    fn longest(&self, now: Duration) -> Vec<Named> {
+        let mut sandboxes: HashMap<&str, Vec<(&TestInfo, Duration)>> = HashMap::new();
+        for (test, running) in &self.running {
+            sandboxes.entry(&running.sandbox).or_default().push((&test.0, running.since));
+        }
+        let named = sandboxes.into_iter().filter_map(|(sandbox, tests)| {
+            let &(test, _) = tests.first()?;
+            let first = tests.iter().map(|&(_, since)| since).min()?;
+            let began = self.last_results.get(sandbox).map_or(first, |&last| last.max(first));
+            let name = match tests.len() {
+                1 => text::name(&test.id).into_owned(),
+                count => format!("{}: {count} tests together", text::name(&test.suite)),
+            };
+            Some(Named { name, elapsed: now.saturating_sub(began) })
+        });
+        let mut named: Vec<_> = named.filter(|named| named.elapsed >= NAMED_AFTER).collect();
+        named.sort_by(|a, b| b.elapsed.cmp(&a.elapsed).then_with(|| a.name.cmp(&b.name)));
+        named.truncate(NAMED);
+        named
     }
 }

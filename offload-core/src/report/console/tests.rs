@@ -254,7 +254,7 @@ fn what_is_typed_while_the_bar_is_there_leaves_nothing_of_it_behind() {
          4s  pkg tests::slow
     "#);
     // Lines are drawn over each other, again and again.
-    reporter.on_event(&at(6_000, started(&info("pkg tests::other"), "local-1")));
+    reporter.on_event(&at(6_000, started(&info("pkg tests::other"), "local-2")));
     reporter.on_event(&at(9_000, RunEvent::DiscoveryFinished { to_run: 2, skipped: 0 }));
     insta::assert_snapshot!(screen.text(), @r#"
     warning: it takes long
@@ -324,7 +324,7 @@ fn the_bar_fits_its_terminal() {
         ["pkg::integration tests::very::deep::down::in::modules::a_name_of_some_length", "pkg 日本語のテスト名"];
     progress.on_event(&at(0, RunEvent::TestsFound { to_run: 100_000, skipped: 0 }));
     for name in names.into_iter().chain(["a", "b", "c", "d"]) {
-        progress.on_event(&at(0, started(&info(name), "s")));
+        progress.on_event(&at(0, started(&info(name), name)));
     }
     for width in [0, 1, 10, 40, 71, 72, 200] {
         let lines = progress.lines(Duration::from_secs(7), width, Palette::new(true));
@@ -346,6 +346,25 @@ fn where_a_bar_is_drawn() {
     assert_eq!(ci.progress(Progress::Bar), Progress::Bar);
     assert_eq!(log.progress(Progress::Bar), Progress::Plain);
     assert_eq!(terminal.progress(Progress::None), Progress::None);
+}
+
+#[test]
+fn tests_that_one_process_runs_together_are_named_together() {
+    let mut progress = RunProgress::default();
+    progress.on_event(&at(0, RunEvent::DiscoveryFinished { to_run: 4, skipped: 0 }));
+    let together = ["pkg::doc a", "pkg::doc b", "pkg::doc c"].map(info);
+    for test in &together {
+        progress.on_event(&at(0, started(test, "s1")));
+    }
+    progress.on_event(&at(1_000, started(&info("t"), "s2")));
+    let line = progress.line(Duration::from_secs(5));
+    assert_eq!(line, "[    5s] 0/4 tests; running longest: pkg: 3 tests together (5s), t (4s)");
+    progress.on_event(&at(7_000, finished(&together[1], TestOutcome::Passed)));
+    let line = progress.line(Duration::from_secs(9));
+    assert_eq!(line, "[    9s] 1/4 tests, 1 passed; running longest: t (8s), pkg: 2 tests together (2s)");
+    progress.on_event(&at(10_000, finished(&together[0], TestOutcome::Passed)));
+    let line = progress.line(Duration::from_secs(11));
+    assert_eq!(line, "[   11s] 2/4 tests, 2 passed; running longest: t (10s), pkg::doc c (1s)");
 }
 
 #[test]
