@@ -80,6 +80,9 @@ class IdentityWatch:
     def note(self, frame: FrameType | None, what: str) -> None:
         while frame is not None:
             module = frame.f_globals.get("__name__", "")
+            if module == f"{__package__}.program":
+                # Only readers that look again. Above it is, in a fork of the controller, what that was doing.
+                return
             if not is_in(module, IDENTITY_READERS):
                 if self.reader is None:
                     self.reader = f"{module} reads {what}"
