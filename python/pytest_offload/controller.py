@@ -290,6 +290,9 @@ class Controller:
         session.testscollected = count
         if reporter is not None:
             reporter._numcollected = count + self._deselected
+            if hasattr(reporter, "tests_count"):
+                # pytest-sugar's, which counts them in a list that is not here.
+                reporter.tests_count = count
             reporter.report_collect(final=True)
             if self._how and reporter.verbosity >= 0 and not self.config.option.no_header:
                 reporter.write_line(self._how)

@@ -536,6 +536,69 @@ def test_database(mocker):
         assert Path(run.path / name).exists()
 
 
+# -- anyio
+
+
+def test_anyio(run: Runner) -> None:
+    run.load("anyio.pytest_plugin")
+    run.write(
+        # A mark that comes after collection: anyio then puts other items into the finished list.
+        conftest="def pytest_itemcollected(item):\n    if 'late' in item.name: item.add_marker('anyio')",
+        test_a="""
+@pytest.fixture(params=["asyncio", pytest.param(("asyncio", {"debug": True}), id="debug")])
+def anyio_backend(request): return request.param
+@pytest.mark.anyio
+async def test_value(anyio_backend_name): assert anyio_backend_name == "asyncio"
+@pytest.mark.anyio
+async def test_fails(): assert 0
+def test_plain(): pass
+async def test_late(): pass
+""",
+        test_b=f"async def test_late(): pass\n{MANY}",
+        test_c=MANY,
+    )
+    _, offload = same(run)
+    assert "collection is shared out" in offload.text
+    assert any("test_late[asyncio]" in str(outcome) for outcome in offload.outcomes)
+
+
+# -- pytest-sugar
+
+
+def test_sugar(run: Runner) -> None:
+    run.load("pytest_sugar")
+    run.write(test_a=MANY, test_b=f"{MANY}\ndef test_fails(): assert 0")
+    _, offload = same(run, "--force-sugar")
+    assert "collection is shared out" in offload.text
+    assert "100%" in offload.text
+
+
+# -- pytest-benchmark
+
+
+@pytest.mark.parametrize("start", START)
+def test_benchmark(run: Runner, start: str) -> None:
+    run.load("pytest_benchmark.plugin")
+    run.write(test_a=f"def test_add(benchmark): assert benchmark(lambda: 1 + 1) == 2\n{MANY}", test_b=MANY)
+    # Which does without measurements in workers, as under xdist.
+    plain, offload = same(run, "--benchmark-disable", start=start)
+    assert offload.warnings == plain.warnings
+    outcome = run.offload(start)
+    assert outcome.counts["passed"] == 13
+    assert "collection is shared out" in outcome.text
+
+
+def test_a_plugin_that_reads_and_reads_again_costs_no_second_collection(run: Runner) -> None:
+    run.load("pytest_benchmark.plugin")
+    # What needs the whole list has one process collect.
+    conftest = "def pytest_collection_modifyitems(items): open('collections', 'a').write('1')"
+    run.write(conftest=conftest, test_a=MANY, test_b=MANY)
+    outcome = run.offload()
+    assert outcome.counts["passed"] == 12
+    assert "workers are forked, one process collects" in outcome.text
+    assert (run.path / "collections").read_text() == "1"
+
+
 # -- plugins that start threads when they are imported
 
 THREADS = {

@@ -17,7 +17,22 @@ if TYPE_CHECKING:
     Node = Union[nodes.Item, nodes.Collector]
 
 # Modules whose hooks on the list of items treat items one by one, so that each worker can apply them to its share.
-ITEMWISE = ("_pytest.", "_hypothesis_pytestplugin", "pytest_asyncio.", "xdist.")
+ITEMWISE = (
+    "_pytest.",
+    "_hypothesis_pytestplugin",
+    "anyio.",
+    "pytest_asyncio.",
+    "pytest_benchmark.",
+    "pytest_codspeed.",
+    "pytest_freezer",
+    "pytest_memray.",
+    "pytest_retry.",
+    "pytest_sugar",
+    "pytest_trio.",
+    "xdist.",
+)
+# Those among them that change the finished list itself: it is finished share by share for them.
+FINISHING = ("anyio.",)
 
 
 class Unit:
@@ -51,6 +66,7 @@ class Collection:
         self.units: list[Unit] = []
         # The unit being collected, for reports that arise meanwhile.
         self.current = 0
+        self._finish: Any = None
 
     def whole_list_hooks(self) -> str | None:
         """Why the items must be collected as one list, if they must."""
@@ -169,9 +185,19 @@ class Collection:
             for node in unit.nodes:
                 items.extend(session.genitems(node))
             session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
-        session.items = [*session.items, *items]
+            before, session.items = session.items, items
+            self._finishing_hooks()(session=session)
+        session.items = [*before, *items]
         session.testscollected = len(session.items)
         return unit
+
+    def _finishing_hooks(self) -> Any:
+        if self._finish is None:
+            name = "pytest_collection_finish"
+            implementations = getattr(self.session.config.hook, name).get_hookimpls()
+            others = [impl.plugin for impl in implementations if not is_in(impl.function.__module__, FINISHING)]
+            self._finish = self.session.config.pluginmanager.subset_hook_caller(name, others)
+        return self._finish
 
     def item(self, unit: int, ordinal: int) -> nodes.Item:
         items = self.collect(unit).items
