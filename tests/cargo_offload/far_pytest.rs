@@ -16,19 +16,20 @@ use serde_json::json;
 use crate::python_support::{project, python};
 use crate::remote::channel;
 
-/// Processes of this machine, each of which knows its number as `PLACE`.
-struct Places;
+/// Processes of this machine, each of which knows its number as `PLACE`. What they leave is in the directory.
+struct Places(PathBuf);
 
 #[async_trait::async_trait]
 impl SandboxProvider for Places {
     async fn create_sandbox(&self, request: &SandboxRequest) -> ProviderResult<Box<dyn Sandbox>> {
-        Ok(Box::new(Place { id: format!("place-{}", request.index), index: request.index }))
+        Ok(Box::new(Place { id: format!("place-{}", request.index), index: request.index, scratch: self.0.clone() }))
     }
 }
 
 struct Place {
     id: String,
     index: usize,
+    scratch: PathBuf,
 }
 
 #[async_trait::async_trait]
@@ -42,7 +43,9 @@ impl Sandbox for Place {
     }
 
     async fn open_channel(&self, command: &Command) -> ProviderResult<Option<Channel>> {
-        Ok(Some(channel(&format!("export PLACE={}; exec {}", self.index, command.to_shell()))))
+        let scratch = quote(&self.scratch.to_string_lossy());
+        let shell = format!("export PLACE={} OFFLOAD_SCRATCH={scratch}; exec {}", self.index, command.to_shell());
+        Ok(Some(channel(&shell)))
     }
 
     async fn upload(&self, _local: &Path, _remote: &Path) -> ProviderResult<()> {
@@ -100,7 +103,7 @@ fn run(dir: &Path, args: &[&str]) -> RunResult {
     config.offload.max_parallel = 2;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let orchestrator = Orchestrator::new(config, Places, PytestWorkers::new(options), &[], false);
+        let orchestrator = Orchestrator::new(config, Places(dir.to_owned()), PytestWorkers::new(options), &[], false);
         orchestrator.with_reporters(Vec::new()).run(&[]).await.unwrap()
     })
 }
@@ -139,7 +142,7 @@ fn where_the_first_sandbox_breaks_another_says_what_there_is_to_run() {
                     \x20   until = time.monotonic() + 60\n\
                     \x20   while not pathlib.Path('begun-1').exists() and time.monotonic() < until: time.sleep(0.01)\n\
                     \x20   os.kill(os.getppid(), signal.SIGKILL)\n\
-                    \x20   time.sleep(1000)\n";
+                    \x20   os._exit(1)\n";
     let dir = project(&[("conftest.py", conftest), ("test_0.py", TESTS), ("test_1.py", TESTS)]);
     let result = run(dir.path(), &[]);
     assert_eq!((result.summary.passed, result.exit_code()), (10, 0), "{result:?}");

@@ -78,7 +78,8 @@ impl Fixtures {
     pub fn get() -> &'static Self {
         static FIXTURES: OnceLock<Fixtures> = OnceLock::new();
         FIXTURES.get_or_init(|| {
-            let dir = tempfile::tempdir().unwrap();
+            // Nothing removes what is static.
+            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
             compile(dir.path(), "fixture", FIXTURE, &["--test"]);
             compile(dir.path(), "opaque", OPAQUE, &[]);
             Fixtures { dir }
