@@ -557,8 +557,8 @@ fn suites_are_opened_in_their_order_however_large_they_are() {
     let suite_of = |test| u32::from(test >= 5) + u32::from(test >= 35) + u32::from(test >= 45);
     for known in [true, false] {
         let spec = if known { lasting(50) } else { TestSpec::default() };
-        let mut run = scheduler(config(1), (0..60).map(|test| TestSpec { suite: suite_of(test), ..spec }));
-        assert_eq!(created(&mut run, 0), 1);
+        let mut run = scheduler(config(2), (0..60).map(|test| TestSpec { suite: suite_of(test), ..spec }));
+        assert_eq!(created(&mut run, 0), 2);
         assert_eq!(order_of_suites(&mut run, suite_of), [0, 1, 2, 3]);
     }
 }
