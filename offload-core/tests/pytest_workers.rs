@@ -37,6 +37,8 @@ struct Project {
     cancel_in: Option<&'static str>,
     /// Once this test has started, the run hears of nothing until the file of that name is there.
     deaf_in: Option<(&'static str, &'static str)>,
+    /// What a test is taken to last of which nothing is known.
+    default_duration: Duration,
 }
 
 /// What came of a run.
@@ -86,6 +88,7 @@ impl Project {
             despite_errors: false,
             cancel_in: None,
             deaf_in: None,
+            default_duration: HistoryConfig::default().default_duration,
         }
     }
 
@@ -136,7 +139,11 @@ impl Project {
         };
         let config = Config {
             offload: OffloadConfig { max_parallel: self.workers, ..self.config.clone() },
-            history: HistoryConfig { path: self.dir.path().join("no history"), ..HistoryConfig::default() },
+            history: HistoryConfig {
+                path: self.dir.path().join("no history"),
+                default_duration: self.default_duration,
+                ..HistoryConfig::default()
+            },
             ..Config::default()
         };
         let provider = LocalProvider::new(LocalProviderConfig {
@@ -297,6 +304,8 @@ fn a_late_failure_counts_though_it_comes_together_with_the_result() {
         let next = "import pathlib\n\ndef test_3(): pass\ndef test_4(): pathlib.Path('torn down').touch()\n";
         let mut project = Project::new(&[("test_a.py", FAILS_LATE), ("test_b.py", next)]);
         project.workers = 1;
+        // So its sandbox has all four at once: while the run is deaf, nobody gives it more.
+        project.default_duration = Duration::ZERO;
         project.config.retry_count = retries;
         project.deaf_in = Some(("test_2", "torn down"));
         if fails {
