@@ -30,6 +30,12 @@ try:
 except importlib.metadata.PackageNotFoundError:
     PATHS.append(str(HERE.parent))
 
+#: A file's worth of tests that pass.
+MANY = "\n".join(f"def test_{i}(): pass" for i in range(6))
+
+#: The ways of starting workers that a plugin can tell from each other.
+START = ("--offload-start-method=fork", "--offload-start-method=spawn")
+
 
 # Where the tests run in the background of a script, Ctrl-C is ignored; what they start is to hear of it all the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Runner
+from conftest import START, Runner
 
 OUTCOMES = """
 def test_passes(): pass
@@ -467,9 +467,7 @@ def pytest_sessionfinish():
 """
 
 
-@pytest.mark.parametrize(
-    "how", ["--offload-start-method=fork", "--offload-start-method=spawn", "--offload-isolation=test"]
-)
+@pytest.mark.parametrize("how", [*START, "--offload-isolation=test"])
 def test_a_hook_that_looks_at_the_next_test_sees_the_one_that_follows(run: Runner, how: str) -> None:
     tests = "    @pytest.mark.parametrize('i', range(4))\n    def test(self, i): pass\n"
     run.write(conftest=CLASS_BY_HOOKS, test_a="".join(f"class Test{name}:\n{tests}" for name in "ABC"))
