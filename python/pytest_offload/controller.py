@@ -8,7 +8,6 @@ time-outs are the orchestrator's business.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from _pytest.main import Failed, Interrupted
 from . import early, junit, reports
 from .nodes import Nodes
 from .reports import Attempt
+from .worker.frozen import freeze
 
 if TYPE_CHECKING:
     from ._core import Session
@@ -178,7 +178,7 @@ class Controller:
             hook = self.config.pluginmanager.subset_hook_caller("pytest_runtest_logstart", [reporter])
         self._logstart = hook if hook.get_hookimpls() else None
         # What is there now, and the reports of a whole run later, is no garbage: looking for some there takes long.
-        gc.freeze()
+        freeze()
         try:
             self.core.run(self._on_events)
             if self.in_order is not None:
@@ -193,7 +193,7 @@ class Controller:
             self._take_leave_of_workers()
             self._update_cache()
             self._remember_start_method()
-            gc.freeze()
+            freeze()
         if self.problem or self.not_run:
             # Neither a failure nor an interruption: something is missing from the results.
             text = self.problem or f"{self.not_run} tests were not run"

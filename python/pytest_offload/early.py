@@ -9,7 +9,6 @@ Where that could make a difference to anybody, there is no such fork, and the or
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .worker import program
+from .worker.frozen import freeze
 from .worker.process import lasting_threads
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def fork(config: pytest.Config, settings: Settings) -> Fork | None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # Python's own, pytest and plugins: neither process needs to look through these for garbage, again and again.
-    gc.freeze()
+    freeze()
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -369,6 +369,18 @@ def test_both(i, x): pass
     same(run, "-m", "hypothesis", start=start)
 
 
+@pytest.mark.parametrize("start", START)
+def test_hypothesis_finds_who_holds_a_random_generator(run: Runner, start: str) -> None:
+    # A library that a plugin imports, like trio, makes itself known once Hypothesis is imported.
+    run.write(brings="import random\ngenerator = random.Random()")
+    run.load("_hypothesis_pytestplugin", "brings")
+    run.write(
+        test_a=f"from hypothesis import register_random\nimport brings\nregister_random(brings.generator)\n{MANY}",
+        test_b=MANY,
+    )
+    same(run, "-W", "error", start=start)
+
+
 # -- all of them
 
 

@@ -472,3 +472,25 @@ def test_a_hook_that_looks_at_the_next_test_sees_the_one_that_follows(run: Runne
     tests = "    @pytest.mark.parametrize('i', range(4))\n    def test(self, i): pass\n"
     run.write(conftest=CLASS_BY_HOOKS, test_a="".join(f"class Test{name}:\n{tests}" for name in "ABC"))
     assert run.offload(how).comparable() == run.plain().comparable()
+
+
+LOOKS = """
+import gc, brings
+def look():
+    holders = gc.get_referrers(brings.thing)
+    assert [type(holder) for holder in holders] == [dict] and holders[0] is vars(brings)
+    assert any(thing is brings.thing for thing in gc.get_objects())
+"""
+
+
+@pytest.mark.parametrize("how", [*START, "--offload-isolation=test"])
+def test_whoever_looks_for_objects_sees_those_from_before_a_fork(run: Runner, how: str) -> None:
+    run.write(brings="class Thing: pass\nthing = Thing()")
+    run.load("brings")
+    run.write(
+        conftest=LOOKS + "def pytest_sessionfinish():\n    look()\n    look()\n    gc.collect()",
+        test_a=LOOKS + "".join(f"def test_{i}(): look()\n" for i in range(3)),
+    )
+    plain = run.plain()
+    assert plain.counts == {"passed": 3}, plain.text
+    assert run.offload(how).comparable() == plain.comparable()

@@ -15,6 +15,7 @@ from _pytest import nodes
 
 from .channel import Closed, shorten
 from .coverage import save_coverage
+from .frozen import freeze
 from .originals import getppid, sleep
 from .process import fork
 
@@ -57,7 +58,7 @@ class Isolated:
             # Pages with what has been collected stay shared if no child's garbage collector looks at them.
             self._frozen = collected
             gc.collect()
-            gc.freeze()
+            freeze()
         worker.channel.flush()
         self._shared[self.DELIVERED] = self._shared[self.PASSED] = 0
         self._shared[self.STARTED] = 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .channel import Closed, to_json, untagged
 from .collection import describe
+from .frozen import freeze
 from .process import become_worker, fork, kill_group, lasting_threads
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Template:
         self._announce()
         channel.flush()
         gc.collect()
-        gc.freeze()
+        freeze()
         try:
             # Forks only afterwards: workers have what the controller's plugins give them from the beginning.
             plugin.receive_nodes()
