@@ -114,7 +114,7 @@ class Runner:
         record = self.path / "record.json"
         if record.exists():
             record.unlink()
-        result = self.pytester.runpytest_subprocess(*args, timeout=60)
+        result = self.pytester.runpytest_subprocess(*args, timeout=180)
         try:
             counts = result.parseoutcomes()
         except ValueError:
