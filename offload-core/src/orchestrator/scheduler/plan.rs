@@ -147,7 +147,7 @@ impl Scheduler {
             // Behind a long test a retry would be worse off than on the sandbox where it failed.
             may_retry: sandbox.load(self.now) <= RETRY_PATIENCE,
             may_drain: self.sandboxes.draining() < self.queue.alone_len(),
-            single: self.sandboxes.live() == 1,
+            live: self.sandboxes.live(),
             rest,
             now: self.now,
         })

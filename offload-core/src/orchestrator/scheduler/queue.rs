@@ -3,8 +3,9 @@
 //! Two wishes compete. Neighbours should stay together, so a sandbox goes on in the suite it is in, and when that is
 //! exhausted opens the next one that nobody works on, or helps where the most work is left; those that have their home on
 //! it come first. And no long test may be left to the end, so a test that lasts more than a sixteenth of the
-//! expected rest of the run is taken first, wherever it belongs, while there are short ones left to even the end out.
-//! As the rest gets shorter, the second rule takes over by itself: the end of a run is scheduled longest first.
+//! expected rest of the run is taken first, wherever it belongs, as soon as the short ones that are left are no more than
+//! it takes to even the end out. Not earlier: many a test finds something else when one has run before it that usually runs
+//! behind it. As the rest gets shorter, the second rule takes over by itself: the end of a run is scheduled longest first.
 //!
 //! Where there is only ever one sandbox, neither helps anybody, and suites and tests come in their order.
 //!
@@ -23,6 +24,10 @@ pub(super) const RETRY_PATIENCE: Nanos = 1_000_000_000;
 /// the end of a run by is about that part of it.
 const CRITICAL_PART: u64 = 16;
 
+/// Nor is it critical as long as there is so many times its length to do for each sandbox in tests that are much shorter.
+/// Once would do if tests always took as long as they did before.
+const FILLER: u128 = 2;
+
 /// Who asks for a test.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asker {
@@ -35,8 +40,8 @@ pub(super) struct Asker {
     pub may_retry: bool,
     /// It may be left to run dry so that a test can have it for itself.
     pub may_drain: bool,
-    /// There is no other sandbox.
-    pub single: bool,
+    /// How many sandboxes there are.
+    pub live: usize,
     /// The expected rest of the run.
     pub rest: Nanos,
     pub now: Nanos,
@@ -106,7 +111,7 @@ impl Retries {
         let (&failed_on, tests) = elsewhere.or_else(|| {
             let here = self.0.get_key_value(&asker.sandbox)?;
             let &(since, _) = here.1.front()?;
-            (asker.single || since.saturating_add(RETRY_PATIENCE) <= asker.now).then_some(here)
+            (asker.live == 1 || since.saturating_add(RETRY_PATIENCE) <= asker.now).then_some(here)
         })?;
         tests.front().map(|&(_, test)| (test, failed_on))
     }
@@ -158,6 +163,36 @@ pub(super) struct Queue {
     followers: usize,
     known_work: u128,
     unknown: usize,
+    by_length: ByLength,
+}
+
+/// The work in tests that go anywhere, by the logarithm of their length.
+#[derive(Debug)]
+struct ByLength([u128; Nanos::BITS as usize + 1]);
+
+impl Default for ByLength {
+    fn default() -> Self {
+        Self([0; Nanos::BITS as usize + 1])
+    }
+}
+
+impl ByLength {
+    fn class(length: Nanos) -> usize {
+        (Nanos::BITS - length.leading_zeros()) as usize
+    }
+
+    fn add(&mut self, length: Nanos) {
+        self.0[Self::class(length)] += u128::from(length);
+    }
+
+    fn remove(&mut self, length: Nanos) {
+        self.0[Self::class(length)] -= u128::from(length);
+    }
+
+    /// The work in tests that last less than half of `length`, as far as their classes tell.
+    fn shorter(&self, length: Nanos) -> u128 {
+        self.0[..Self::class(length).saturating_sub(1)].iter().sum()
+    }
 }
 
 impl Queue {
@@ -266,6 +301,9 @@ impl Queue {
         match record.expected() {
             Some(expected) => {
                 suite.known_work += u128::from(expected);
+                if !suite.together {
+                    self.by_length.add(expected);
+                }
                 // The last one of those that go together stands for all of them.
                 let length = if suite.together { Nanos::try_from(suite.known_work).ok() } else { None };
                 self.longest.push((length.unwrap_or(expected), Reverse(test)));
@@ -288,7 +326,10 @@ impl Queue {
             return Choice::Retry { test, failed_on };
         }
         let longest = if self.in_order { None } else { self.longest_waiting(tests) };
-        let critical = longest.filter(|&(length, _)| length > asker.rest / CRITICAL_PART);
+        let critical = longest.filter(|&(length, _)| {
+            length > asker.rest / CRITICAL_PART
+                && self.by_length.shorter(length) <= u128::from(length) * FILLER * asker.live as u128
+        });
         if let Some((length, choice)) = self.choose_alone(asker, tests)
             && critical.is_none_or(|(critical, _)| length >= critical)
             && !(self.in_order && self.ordinary_len > 0)
@@ -398,7 +439,12 @@ impl Queue {
         self.followers -= usize::from(suite.together && suite.waiting > 0);
         self.ordinary_len -= 1;
         match expected {
-            Some(expected) => suite.known_work -= u128::from(expected),
+            Some(expected) => {
+                suite.known_work -= u128::from(expected);
+                if !suite.together {
+                    self.by_length.remove(expected);
+                }
+            }
             None => {
                 suite.unknown -= 1;
                 if suite.unknown == 0 {

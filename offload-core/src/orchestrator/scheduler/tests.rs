@@ -1,5 +1,7 @@
 //! One behaviour a test; that nothing else ever happens is the business of `tests/scheduler_properties.rs`.
 
+mod order;
+
 use super::*;
 
 const ROUND_TRIP: Duration = Duration::from_micros(100);
@@ -415,33 +417,6 @@ fn a_stop_asks_queued_tests_back_and_settles_what_waits_for_a_retry() {
     assert!(!run.is_done(), "a test is still running");
     assert_eq!(finish(&mut run, 0, 1, Verdict::Failed, 10), [settle(1), release(0)], "no retry any more");
     assert!(run.is_done());
-}
-
-#[test]
-fn a_single_sandbox_takes_all_in_their_order() {
-    let specs = [
-        lasting(10),
-        lasting(2000),
-        TestSpec { suite: 1, together: true, ..lasting(500) },
-        TestSpec { suite: 2, ..TestSpec::default() },
-        TestSpec { suite: 2, alone: true, ..lasting(5000) },
-        TestSpec { suite: 3, ..lasting(3000) },
-    ];
-    let mut run = scheduler(config(1), specs);
-    assert_eq!(created(&mut run, 0), 1);
-    let mut order = Vec::new();
-    let mut next: VecDeque<Action> = ready(&mut run, 0, 0).into();
-    let mut now = 0;
-    while let Some(action) = next.pop_front() {
-        let Action::Assign { tests, .. } = action else { continue };
-        for Assignment { test, .. } in tests {
-            order.push(test.0);
-            next.extend(start(&mut run, 0, test.0, now));
-            now += 1000;
-            next.extend(finish(&mut run, 0, test.0, Verdict::Passed, now));
-        }
-    }
-    assert_eq!(order, [0, 1, 2, 3, 5, 4], "what wants the sandbox for itself waits until it is empty");
 }
 
 #[test]
