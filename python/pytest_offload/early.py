@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .worker import program
+from .worker import ending, program
 from .worker.frozen import freeze
 from .worker.process import lasting_threads
 
@@ -119,6 +119,7 @@ def _be_template(pipe: int, env: dict[str, str]) -> NoReturn:
     try:
         # A Ctrl-C of the terminal is for the controller, which tells the others.
         os.setpgid(0, 0)
+        ending.leave_files_to_parent()
         with os.fdopen(pipe, "rb") as reader:
             said = reader.read()
         if said:
@@ -126,6 +127,7 @@ def _be_template(pipe: int, env: dict[str, str]) -> NoReturn:
             _forget_controller()
             socket, nonce = json.loads(said)
             code = program.run([socket, nonce], forked=True)
+            ending.end_process(code)
     finally:
         os._exit(code)
 

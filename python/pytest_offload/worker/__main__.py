@@ -23,5 +23,5 @@ def load() -> None:
 if __name__ == "__main__":
     load()
     program = importlib.import_module(f"{NAME}.program")
-    # No exit handlers: they are the template's, and run in a fork they would undo what others still use.
-    os._exit(program.run(sys.argv[1:]))
+    ending = importlib.import_module(f"{NAME}.ending")
+    ending.end_process(program.run(sys.argv[1:]))

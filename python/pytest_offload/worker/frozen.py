@@ -26,6 +26,12 @@ def freeze() -> None:
     module["__getattr__"] = _thaw
 
 
+def thaw() -> None:
+    """Ends the freeze."""
+    for name in list(_taken):
+        getattr(gc, name)
+
+
 def _thaw(name: str) -> Any:
     """`gc.__getattr__`, as long as something is frozen."""
     if name not in _taken:
@@ -37,3 +43,10 @@ def _thaw(name: str) -> Any:
         module.setdefault(taken, function)
     _taken.clear()
     return module[name]
+
+
+def objects() -> list[Any]:
+    """The objects that are not frozen, which stay so."""
+    get: Any = _taken.get("get_objects") or gc.get_objects
+    found: list[Any] = get()
+    return found

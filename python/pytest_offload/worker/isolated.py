@@ -15,6 +15,7 @@ from _pytest import nodes
 
 from .channel import Closed, shorten
 from .coverage import save_coverage
+from .ending import forget_exit_handlers, run_exit_handlers
 from .frozen import freeze
 from .originals import getppid, sleep
 from .process import fork
@@ -119,6 +120,7 @@ class Isolated:
         try:
             plugin.pid = os.getpid()
             channel.before_sending = self._await_start
+            forget_exit_handlers()
             worker._execute(key, item, None)
             save_coverage(worker.session.config)
             worker.coverage.name()
@@ -140,4 +142,5 @@ class Isolated:
                 worker.session.config.notify_exception(excinfo, worker.session.config.option)
                 self._shared[self.DELIVERED] = 1
         finally:
+            run_exit_handlers()
             os._exit(code)

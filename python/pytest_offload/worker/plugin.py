@@ -15,6 +15,7 @@ from _pytest import nodes
 from .channel import Channel, Closed, shorten, tagged, untagged
 from .collection import Collection, describe
 from .coverage import CoverageKeeper
+from .ending import end_process
 from .identity import IdentityWatch, WorkerInput
 from .originals import getpid
 from .process import become_worker, check_digest
@@ -84,7 +85,7 @@ class WorkerPlugin:
             if message["type"] == "workerinput":
                 self.nodes = self._without_collocation(message)
             elif message["type"] == "shutdown":
-                os._exit(0)
+                end_process(0)
             else:
                 self.early.append(message)
 

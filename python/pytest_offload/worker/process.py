@@ -14,6 +14,7 @@ import pytest
 from _pytest import nodes
 
 from .channel import TEXT_LIMIT, Channel, say_hello
+from .ending import leave_files_to_parent
 from .originals import getpid
 from .standins import QuietTerminal
 
@@ -56,6 +57,7 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
     config = plugin.session.config
     if forked:
         lead_group(plugin.init)
+        leave_files_to_parent()
         plugin.channel = Channel(plugin.channel.path)
         if plugin.xml is not None:
             plugin.xml._channel = plugin.channel

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .channel import Closed, to_json, untagged
 from .collection import describe
+from .ending import end_process, flush_files
 from .frozen import freeze
 from .process import become_worker, fork, kill_group, lasting_threads
 
@@ -44,6 +45,8 @@ class Template:
         self._announce()
         channel.flush()
         gc.collect()
+        # What is still in the buffers of open files would be written by each worker.
+        flush_files()
         freeze()
         try:
             # Forks only afterwards: workers have what the controller's plugins give them from the beginning.
@@ -269,7 +272,7 @@ class Template:
         if code != 0:
             # Whoever made the directory is not there to remove it.
             shutil.rmtree(os.path.dirname(self.channel.path), ignore_errors=True)
-        os._exit(code)
+        end_process(code)
 
 
 def _lines(entry: str | Sequence[str]) -> Sequence[str]:

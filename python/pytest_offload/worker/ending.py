@@ -1,0 +1,105 @@
+"""How a process of a run ends: as Python ends, although it is a fork that never returns from its parent's stack.
+
+Python waits for threads, runs what is registered with `atexit` (finalizers of `weakref` and `multiprocessing`, and
+coverage's among it) and flushes files. A fork has inherited what its parent registered. Functions run in both, as in a
+process that imported the same modules itself. What removes files is left to the parent: the files exist once, and
+other forks still use them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import weakref
+from typing import Any, NoReturn
+
+from . import frozen
+
+# Registered functions that remove what a fork shares with its parent.
+_REMOVERS = (shutil.rmtree, os.remove, os.unlink, os.rmdir, os.removedirs)
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends this process as Python ends at the end of its program."""
+    with contextlib.suppress(BaseException):
+        shutdown: Any = getattr(threading, "_shutdown", None)
+        if shutdown is not None:
+            shutdown()
+    frozen.thaw()
+    run_exit_handlers()
+    os._exit(code)
+
+
+def run_exit_handlers() -> None:
+    """Runs the functions that are registered with `atexit` and flushes open files."""
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    flush_files()
+
+
+def flush_files() -> None:
+    """Writes what is buffered in open files. Those that were there when objects were last frozen are not looked at."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    # The text layer writes into the binary one, which comes to the file.
+    buffered: list[Any] = []
+    for value in frozen.objects():
+        kind = type(value)
+        if issubclass(kind, io.TextIOWrapper):
+            _flush(value)
+        elif issubclass(kind, (io.BufferedWriter, io.BufferedRandom)):
+            buffered.append(value)
+    for value in buffered:
+        _flush(value)
+
+
+def _flush(file: Any) -> None:
+    with contextlib.suppress(Exception):
+        if not file.closed and file.writable():
+            file.flush()
+
+
+def leave_files_to_parent() -> None:
+    """In a fork: what its parent would remove at its end is not removed here."""
+    for finalizer in _finalizers():
+        owner, function = (finalizer.peek() or (None, None))[:2]
+        if isinstance(owner, tempfile.TemporaryDirectory):
+            atexit.unregister(owner.cleanup)
+        if isinstance(owner, tempfile.TemporaryDirectory) or function in _REMOVERS:
+            finalizer.atexit = False
+    for function in _REMOVERS:
+        atexit.unregister(function)
+    _forget_processes()
+
+
+def forget_exit_handlers() -> None:
+    """In a fork for one test: runs at its end only what is registered from now on."""
+    for finalizer in _finalizers():
+        finalizer.atexit = False
+    atexit._clear()
+    # Both register themselves once in a process.
+    finalize: Any = weakref.finalize
+    finalize._registered_with_atexit = False
+    multiprocessing: Any = sys.modules.get("multiprocessing.util")
+    if multiprocessing is not None:
+        multiprocessing._finalizer_registry.clear()
+        atexit.register(multiprocessing._exit_function)
+    _forget_processes()
+
+
+def _finalizers() -> list[Any]:
+    return list(getattr(weakref.finalize, "_registry", ()))
+
+
+def _forget_processes() -> None:
+    """Has `multiprocessing` neither end nor await the parent's children."""
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process._children = set()
