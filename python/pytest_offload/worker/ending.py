@@ -79,19 +79,32 @@ def leave_files_to_parent() -> None:
     _forget_processes()
 
 
-def forget_exit_handlers() -> None:
-    """In a fork for one test: runs at its end only what is registered from now on."""
-    for finalizer in _finalizers():
-        finalizer.atexit = False
-    atexit._clear()
-    # Both register themselves once in a process.
-    finalize: Any = weakref.finalize
-    finalize._registered_with_atexit = False
-    multiprocessing: Any = sys.modules.get("multiprocessing.util")
-    if multiprocessing is not None:
-        multiprocessing._finalizer_registry.clear()
-        atexit.register(multiprocessing._exit_function)
-    _forget_processes()
+class ExitBoundary:
+    """Separates exit handlers that a fork registers from those that it inherited.
+
+    It is registered right before the fork. Handlers run in reverse order, so those of the fork run first, also those
+    that hooks on forks have registered, and then this ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1
+
+    def end_process(self) -> None:
+        flush_files()
+        os._exit(self.code)
+
+    def enter_fork(self) -> None:
+        """In the fork: what registers itself once in a process is registered again, without what it inherited."""
+        finalize: Any = weakref.finalize
+        for finalizer in _finalizers():
+            finalizer.atexit = False
+        if finalize._registered_with_atexit:
+            atexit.register(finalize._exitfunc)
+        multiprocessing: Any = sys.modules.get("multiprocessing.util")
+        if multiprocessing is not None:
+            multiprocessing._finalizer_registry.clear()
+            atexit.register(multiprocessing._exit_function)
+        _forget_processes()
 
 
 def _finalizers() -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import mmap
@@ -15,7 +16,7 @@ from _pytest import nodes
 
 from .channel import Closed, shorten
 from .coverage import save_coverage
-from .ending import forget_exit_handlers, run_exit_handlers
+from .ending import ExitBoundary, run_exit_handlers
 from .frozen import freeze
 from .originals import getppid, sleep
 from .process import fork
@@ -45,6 +46,7 @@ class Isolated:
         self._shared = mmap.mmap(-1, self.DURATIONS_AT + self.DURATIONS.size)
         self._worker_pid = os.getpid()
         self._frozen = 0
+        self._boundary = ExitBoundary()
         self.is_child = False
 
     @property
@@ -63,9 +65,11 @@ class Isolated:
         worker.channel.flush()
         self._shared[self.DELIVERED] = self._shared[self.PASSED] = 0
         self._shared[self.STARTED] = 0
+        atexit.register(self._boundary.end_process)
         pid = fork()
         if pid == 0:
             self._be_child(key, item)
+        atexit.unregister(self._boundary.end_process)
         worker.channel.send("started", key=key, pid=pid)
         self._shared[self.STARTED] = 1
         status = self._wait(pid)
@@ -120,7 +124,7 @@ class Isolated:
         try:
             plugin.pid = os.getpid()
             channel.before_sending = self._await_start
-            forget_exit_handlers()
+            self._boundary.enter_fork()
             worker._execute(key, item, None)
             save_coverage(worker.session.config)
             worker.coverage.name()
@@ -142,5 +146,6 @@ class Isolated:
                 worker.session.config.notify_exception(excinfo, worker.session.config.option)
                 self._shared[self.DELIVERED] = 1
         finally:
+            self._boundary.code = code
             run_exit_handlers()
             os._exit(code)
