@@ -16,6 +16,7 @@ mod support;
 mod artifacts;
 mod bad_input;
 mod basics;
+mod cargo_config;
 mod daemon;
 mod docker;
 mod docker_faults;

@@ -54,12 +54,14 @@ pub(super) struct Toolchain {
 impl Toolchain {
     /// Asks rustc (or the cache) and resolves the configuration for `target` (the configured one when `None`).
     pub(super) async fn resolve(config: Config, target: Option<&str>, cache: &mut Cache) -> FrameworkResult<Self> {
-        let paths = rustc_paths(config.rustc().path.as_path(), cache).await?;
+        let paths = rustc_paths(&Rustc::of(&config), cache).await?;
         let host_triple = triple_of(&paths.libdir).unwrap_or_default();
         let target = target.map(str::to_owned).or_else(|| {
             let configured = config.build.target.as_ref()?.first()?;
             Some(configured.triple().to_owned())
         });
+        // Directories and configuration keys are named after the machine that this stands for.
+        let target = target.map(|target| if target == "host-tuple" { host_triple.clone() } else { target });
         let runner = |triple: &str| runner(&config, triple);
         let host = Platform { runner: runner(&host_triple)?, libdir: paths.libdir.clone() };
         let target = match target {
@@ -149,32 +151,66 @@ fn triple_of(libdir: &Path) -> Option<String> {
     Some(libdir.parent()?.file_name()?.to_str()?.to_owned())
 }
 
-async fn rustc_paths(rustc: &Path, cache: &mut Cache) -> FrameworkResult<RustcPaths> {
-    // A rustc found through PATH may be rustup's proxy, whose answer depends on more than the file.
-    let cacheable = rustc.is_absolute();
-    if cacheable && let Some(paths) = cache.rustc(rustc) {
+/// How Cargo calls rustc to ask it about the toolchain.
+struct Rustc {
+    /// `build.rustc`, or the one beside Cargo or in `PATH`.
+    program: PathBuf,
+    /// `build.rustc-wrapper`. The wrapper for workspace members is not asked about the toolchain.
+    wrapper: Option<PathBuf>,
+}
+
+impl Rustc {
+    fn of(config: &Config) -> Self {
+        // With wrappers, these are the program, and rustc is its last argument.
+        let called = config.rustc();
+        let program = called.args.last().map_or_else(|| called.path.clone(), PathBuf::from);
+        let wrapper = config.build.rustc_wrapper.clone().filter(|wrapper| !wrapper.as_os_str().is_empty());
+        Self { program, wrapper }
+    }
+
+    fn command(&self) -> Vec<&OsStr> {
+        let program = self.wrapper.iter().chain([&self.program]).map(|path| path.as_os_str());
+        program.chain(["--print", "sysroot", "--print", "target-libdir"].map(OsStr::new)).collect()
+    }
+
+    /// Whether the answer depends on the file of rustc alone: not on a wrapper, and not on the toolchain that rustup's
+    /// proxy chooses, which is in no toolchain's directory.
+    fn is_answer_fixed(&self, paths: &RustcPaths) -> bool {
+        let canonical = |path: &Path| path.canonicalize().ok();
+        self.wrapper.is_none()
+            && self.program.is_absolute()
+            && canonical(&self.program)
+                .zip(canonical(&paths.sysroot))
+                .is_some_and(|(program, sysroot)| program.starts_with(sysroot))
+    }
+}
+
+async fn rustc_paths(rustc: &Rustc, cache: &mut Cache) -> FrameworkResult<RustcPaths> {
+    if let Some(paths) = cache.rustc(&rustc.program).filter(|paths| rustc.is_answer_fixed(paths)) {
         return Ok(paths);
     }
-    let command = format!("{} --print sysroot --print target-libdir", rustc.display());
+    let words = rustc.command();
+    let command = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     let failed = |what: String| {
         FrameworkError::Discovery(format!(
             "`{command}` was to say where the standard library is, but {what}; check that the Rust toolchain is complete"
         ))
     };
-    let output = tokio::process::Command::new(rustc)
-        .args(["--print", "sysroot", "--print", "target-libdir"])
+    let output = tokio::process::Command::new(words[0])
+        .args(&words[1..])
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
         .await
         .map_err(|error| failed(format!("cannot be started: {error}")))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut lines = text.lines();
+    // A wrapper may print something of its own before.
+    let mut lines = text.lines().rev().filter(|line| !line.is_empty());
     match (output.status.success(), lines.next(), lines.next()) {
-        (true, Some(sysroot), Some(libdir)) => {
+        (true, Some(libdir), Some(sysroot)) => {
             let paths = RustcPaths { sysroot: PathBuf::from(sysroot), libdir: PathBuf::from(libdir) };
-            if cacheable {
-                cache.set_rustc(rustc, paths.clone());
+            if rustc.is_answer_fixed(&paths) {
+                cache.set_rustc(&rustc.program, paths.clone());
             }
             Ok(paths)
         }
