@@ -2,11 +2,14 @@
 //!
 //! Whoever is left of a run removes it; when everything was killed at once nobody is. So each run holds a lock in its
 //! directory, and removes those of others in which nobody holds one any more.
+//!
+//! A directory is a run's if its lock says so: a file of this user that holds [`MARK`] and the directory's own name, which
+//! is random. The name alone proves nothing, nor does a file called `lock`; anything else is left alone.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -15,6 +18,9 @@ use tempfile::TempDir;
 const LONGEST_SOCKET_PATH: usize = 100;
 const PREFIX: &str = "offload-";
 const LOCK: &str = "lock";
+
+/// How the lock of a run's directory begins: what it is, and the version of this format.
+const MARK: &[u8] = b"directory of an offload run, format 1: ";
 
 /// The directory of a run, removed with it.
 #[derive(Debug)]
@@ -34,8 +40,9 @@ impl RunDirectory {
         }
         // Under its name only once it is locked: one that is not locked is one that nobody needs.
         let unfinished = dir.path().join("unfinished");
-        let lock = File::create(&unfinished)?;
+        let mut lock = File::create_new(&unfinished)?;
         lock.lock()?;
+        lock.write_all(&mark(dir.path()))?;
         std::fs::rename(unfinished, dir.path().join(LOCK))?;
         Ok(Self { dir, _lock: lock })
     }
@@ -69,10 +76,31 @@ impl RunDirectory {
     }
 }
 
-fn is_abandoned(directory: &PathBuf) -> bool {
-    let ours = std::fs::symlink_metadata(directory)
-        .is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw());
-    ours && File::open(directory.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
+/// What the lock of the run's directory `directory` holds.
+fn mark(directory: &Path) -> Vec<u8> {
+    let name = directory.file_name().unwrap_or_default();
+    [MARK, name.as_bytes(), b"\n"].concat()
+}
+
+fn is_abandoned(directory: &Path) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    let ours = std::fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir() && found.uid() == user);
+    ours && read_mark(directory, user).is_ok_and(|lock| lock.try_lock().is_ok())
+}
+
+/// The lock of a directory, if a run has made it.
+fn read_mark(directory: &Path, user: u32) -> io::Result<File> {
+    // Whatever is there is neither followed nor waited for.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    let lock = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(directory.join(LOCK))?;
+    let found = lock.metadata()?;
+    let expected = mark(directory);
+    if !found.is_file() || found.uid() != user || found.len() != expected.len() as u64 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut content = Vec::with_capacity(expected.len());
+    (&lock).take(found.len()).read_to_end(&mut content)?;
+    if content == expected { Ok(lock) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 #[cfg(test)]
@@ -96,5 +124,23 @@ mod tests {
         assert!(!path.exists());
         assert!(alive.path().exists());
         assert!(foreign.path().exists(), "it has no lock, so it is none of ours");
+    }
+
+    #[test]
+    fn directories_of_the_user_stay_whatever_they_are_called_and_contain() {
+        let beside = RunDirectory::new().unwrap();
+        let foreign = || tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        let (empty, other, copied, link, fifo) = (foreign(), foreign(), foreign(), foreign(), foreign());
+        std::fs::write(empty.path().join(LOCK), "").unwrap();
+        std::fs::write(other.path().join(LOCK), "12345\n").unwrap();
+        // A copy of a run's directory is not it.
+        std::fs::copy(beside.path().join(LOCK), copied.path().join(LOCK)).unwrap();
+        std::fs::write(link.path().join("elsewhere"), mark(link.path())).unwrap();
+        std::os::unix::fs::symlink("elsewhere", link.path().join(LOCK)).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, fifo.path().join(LOCK), rustix::fs::Mode::RUSR).unwrap();
+        beside.remove_others();
+        for directory in [empty, other, copied, link, fifo] {
+            assert!(directory.path().exists(), "{}", directory.path().display());
+        }
     }
 }
