@@ -93,6 +93,8 @@ pub(super) struct Dispatcher<'a> {
     pieces: HashMap<(SandboxIndex, TestKey), Pieces>,
     /// Late failures of tests that have no outcome yet, because they are tried again.
     late_failures: HashMap<TestKey, Vec<TestResult>>,
+    /// Why a sandbox could not run a test.
+    refusals: HashMap<TestKey, Arc<str>>,
     give_up_at: Option<Instant>,
     result: RunResult,
 }
@@ -158,6 +160,7 @@ impl<'a> Dispatcher<'a> {
             last_loss: String::new(),
             pieces: HashMap::new(),
             late_failures: HashMap::new(),
+            refusals: HashMap::new(),
             give_up_at: None,
             result: RunResult { slow_test: config.offload.slow_test, ..RunResult::default() },
         })

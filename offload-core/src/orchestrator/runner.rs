@@ -35,6 +35,8 @@ pub(super) enum Report {
     Warning(String),
     /// Something of the framework's own, about a test or none.
     Native(Option<TestKey>, NativeEvent),
+    /// Tests that cannot be run there, and why.
+    Refused(Vec<TestKey>, String),
     /// What a finished test had left standing could not be torn down.
     LateFailure(TestKey, Box<TestResult>),
     /// What executes the tests was replaced, and the sandbox is called otherwise from now on.
@@ -136,6 +138,7 @@ impl TestRunner {
                     let report = match said {
                         Said::Message(message) => Report::Message(message),
                         Said::Native(key, event) => Report::Native(key, event),
+                        Said::Refused(keys, why) => Report::Refused(keys, why),
                         Said::LateFailure(key, result) => Report::LateFailure(key, result),
                         Said::Replaced(id) => Report::Renamed(id),
                         Said::Lost(reason) => Report::Lost(reason),

@@ -145,6 +145,8 @@ pub enum Action {
     Repeat(TestIndex),
     /// The test was lost with its sandbox too often: settle it as an error.
     GiveUp(TestIndex),
+    /// The only sandbox that could run the test is gone: settle it as an error.
+    Refuse(TestIndex),
     /// Sandboxes break and nothing gets done: end the run. Comes once.
     Abort,
     /// As many tests failed as allowed: the rest will not be started. Comes once.
@@ -195,6 +197,8 @@ pub struct Scheduler {
     /// Tests that wait for an abandoned copy to end.
     between: usize,
     failed: usize,
+    /// Tests that are on another sandbox than their home and have not started: they may have to go back.
+    astray: usize,
     /// Unsettled tests of known duration, longest first; what is settled is dropped when it comes up.
     longest: BinaryHeap<(Nanos, Reverse<u32>)>,
     known_work: u128,
@@ -230,6 +234,7 @@ impl Scheduler {
             out_with_retries: 0,
             between: 0,
             failed: 0,
+            astray: 0,
             longest: BinaryHeap::new(),
             known_work: 0,
             unknown: 0,
@@ -288,8 +293,8 @@ impl Scheduler {
         let Some(state) = self.sandboxes.get(sandbox.0) else { return };
         // A batch may be reported as started all at once; its tests still run one after the other.
         let whole = state.batch.work;
-        let hedge =
-            self.config.hedge && self.tests.get(test.0 as usize).is_some_and(|test| !test.alone && !test.hedged);
+        let hedge = self.config.hedge
+            && self.tests.get(test.0 as usize).is_some_and(|test| !(test.alone || test.hedged || test.pinned));
         let changed = self.sandboxes.change(sandbox.0, test.0, |entry| {
             if entry.started.is_none() {
                 entry.started = Some(now);
@@ -300,6 +305,7 @@ impl Scheduler {
             }
         });
         if changed {
+            self.astray -= usize::from(std::mem::take(&mut self.tests[test.0 as usize].astray));
             self.refresh(sandbox.0, now);
         }
     }
@@ -370,6 +376,23 @@ impl Scheduler {
         self.refresh(sandbox.0, now);
     }
 
+    /// A sandbox cannot run these tests, for good: they can be run at home only, and not at all
+    /// where that is gone or has refused them itself.
+    pub fn refused(&mut self, sandbox: SandboxIndex, tests: &[TestIndex], now: Duration) {
+        let now = moment(now);
+        for &test in tests.iter().rev() {
+            let Some(entry) = self.sandboxes.withdraw(sandbox.0, test.0) else { continue };
+            let record = &mut self.tests[test.0 as usize];
+            if record.home == sandbox.0 {
+                // What it had is gone.
+                record.home = NONE;
+            }
+            record.pinned = true;
+            self.return_copy(sandbox.0, &entry, false, now);
+        }
+        self.refresh(sandbox.0, now);
+    }
+
     /// A sandbox could not be created, or broke. What it had goes elsewhere.
     pub fn sandbox_lost(&mut self, sandbox: SandboxIndex, now: Duration) {
         let now = moment(now);
@@ -388,6 +411,9 @@ impl Scheduler {
         }
         for entry in state.into_queue().into_iter().rev() {
             self.return_copy(sandbox.0, &entry, entry.started.is_some(), now);
+        }
+        for test in self.queue.drain_pinned(sandbox.0, &self.tests) {
+            self.put_back(test, now);
         }
         self.abort_if_hopeless();
     }
@@ -516,6 +542,10 @@ impl Scheduler {
             }
         } else if record.place().is_some() {
             self.set_state(test, State::Between);
+        } else if record.pinned && self.sandboxes.get(record.home).is_none() && !self.sandboxes.is_to_come(record.home)
+        {
+            self.outbox.push_back(Action::Refuse(TestIndex(test)));
+            self.close(test);
         } else {
             self.set_state(test, State::Queued);
             self.queue.push(test, true, &mut self.tests, &self.estimates, now);
@@ -557,6 +587,7 @@ impl Scheduler {
 
     fn set_state(&mut self, test: u32, state: State) {
         let record = &mut self.tests[test as usize];
+        self.astray -= usize::from(std::mem::take(&mut record.astray));
         // Failures count up before the state changes, so the test says itself which it was counted as.
         match record.state {
             State::Out => {
@@ -613,7 +644,9 @@ impl Scheduler {
         for number in self.sandboxes.numbers() {
             self.take_back_after(number, None);
         }
-        for test in self.queue.drain_retries(&self.tests) {
+        let homes: Vec<u32> = self.queue.pinned_homes().collect();
+        let pinned: Vec<u32> = homes.into_iter().flat_map(|home| self.queue.drain_pinned(home, &self.tests)).collect();
+        for test in self.queue.drain_retries(&self.tests).into_iter().chain(pinned) {
             self.put_back(test, self.now);
         }
     }

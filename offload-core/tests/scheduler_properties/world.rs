@@ -320,7 +320,7 @@ impl<'a> World<'a> {
                 assert!(*last == Verdict::Passed || verdicts.len() == retries + 1 || self.is_halting());
                 assert!(self.settled.insert(test.0, action).is_none(), "{test:?} has two outcomes");
             }
-            Action::GiveUp(test) => {
+            Action::GiveUp(test) | Action::Refuse(test) => {
                 assert!(self.settled.insert(test.0, action).is_none(), "{test:?} has two outcomes");
             }
             Action::Retry { test, attempts_left } => {

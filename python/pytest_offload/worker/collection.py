@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Union
 import pytest
 from _pytest import nodes, runner
 
+from .fingerprint import digest_of
 from .identity import is_in
 
 if TYPE_CHECKING:
@@ -38,13 +39,26 @@ FINISHING = ("anyio.",)
 class Unit:
     """Tests that are collected together: one file, or consecutive tests of one file."""
 
-    __slots__ = ("deselected", "items", "nodes", "path")
+    __slots__ = ("_digest", "deselected", "items", "nodes", "path", "refused")
 
     def __init__(self, path: str, members: list[Node]) -> None:
         self.path = path
         self.nodes = members
         self.items: list[nodes.Item] | None = None
         self.deselected: list[str] = []
+        #: Why its tests must not be run here, once that is known.
+        self.refused: str | None = None
+        self._digest: str | None = None
+
+    def digest(self) -> str:
+        """A name for the tests that were collected."""
+        if self._digest is None:
+            self._digest = digest_of(self.items or ())
+        return self._digest
+
+
+class Differs(Exception):
+    """The tests of a file are not those that another process collected and reported."""
 
 
 def _is_directory(node: Node) -> bool:
@@ -199,22 +213,38 @@ class Collection:
             self._finish = self.session.config.pluginmanager.subset_hook_caller(name, others)
         return self._finish
 
-    def item(self, unit: int, ordinal: int) -> nodes.Item:
-        items = self.collect(unit).items
+    def item(self, number: int, ordinal: int, digest: str | None) -> nodes.Item:
+        """A test. With `digest`, another process has collected it first, to whose tests this names the way.
+
+        Raises `Differs` where they are others here.
+        """
+        unit = self.units[number]
+        if unit.refused is None and digest is not None:
+            unit.refused = self._why_not(number, unit, digest)
+        if unit.refused is not None:
+            raise Differs(unit.refused)
+        items = self.collect(number).items
         if items is None or not 0 <= ordinal < len(items):
-            raise LookupError(
-                f"{self.units[unit].path} gave {len(items or ())} tests here, and test number {ordinal} was asked for: "
-                "its tests differ from one collection to the next; collect once with --offload-collect=serial"
-            )
+            raise Differs(f"{unit.path} has {len(items or ())} tests, and number {ordinal} was asked for")
         return items[ordinal]
+
+    def _why_not(self, number: int, unit: Unit, digest: str) -> str | None:
+        """What tells the tests of a unit from those that another process has collected."""
+        try:
+            self.collect(number)
+        except (Exception, SystemExit) as error:
+            return f"{type(error).__name__}: {error}"
+        if unit.digest() == digest:
+            return None
+        return f"they are others, have other parameters or come in another order ({len(unit.items or ())} tests)"
 
     def digest(self) -> str:
         """A name for the numbering, by which a freshly started worker checks that it has the same one."""
         names = hashlib.sha256()
         for unit in self.units:
             names.update((f"\0{unit.path}").encode("utf-8", "surrogatepass"))
-            for item in unit.items or ():
-                names.update((f"\1{item.nodeid}").encode("utf-8", "surrogatepass"))
+            if unit.items is not None:
+                names.update(f"\1{unit.digest()}".encode("ascii"))
         return names.hexdigest()
 
 
@@ -239,7 +269,7 @@ def describe(index: int, unit: Unit) -> dict[str, Any]:
         if path != unit.path:
             test["path"] = path
         tests.append(test)
-    return {"unit": index, "path": unit.path, "tests": tests, "deselected": unit.deselected}
+    return {"unit": index, "path": unit.path, "tests": tests, "deselected": unit.deselected, "digest": unit.digest()}
 
 
 def _group(item: nodes.Item) -> str | None:

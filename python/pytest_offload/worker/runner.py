@@ -12,6 +12,7 @@ import pytest
 from _pytest import nodes, runner
 
 from .channel import shorten
+from .collection import Differs
 from .coverage import CoverageKeeper
 from .isolated import Isolated
 from .originals import monotonic
@@ -76,24 +77,50 @@ class Worker:
                 self.ending = True
         self._listened = monotonic()
 
-    def _item(self, test: Message) -> nodes.Item:
-        silent, self.plugin.silent = self.plugin.silent, True
+    def _item(self, test: Message) -> nodes.Item | None:
+        """The test, or nothing where it is not certain that it is the one that will be reported."""
+        plugin = self.plugin
+        silent, plugin.silent = plugin.silent, True
         try:
             with outside_of_tests(self.session.config, self.last and self.last[1]):
-                return self.plugin.collection.item(test["unit"], test["ordinal"])  # type: ignore[no-any-return]
+                return plugin.collection.item(  # type: ignore[no-any-return]
+                    test["unit"], test["ordinal"], test.get("digest")
+                )
+        except Differs as error:
+            reports = [report for _, report in plugin._collect_reports if report.failed]
+            text = "".join(f"\n{report.longreprtext}" for report in reports)
+            self._refuse(test, shorten(f"{error}{text}"))
+            return None
         finally:
-            self.plugin._collect_reports.clear()
-            self.plugin.silent = silent
+            plugin._collect_reports.clear()
+            plugin.silent = silent
+
+    def _refuse(self, test: Message, text: str) -> None:
+        """Gives back the tests of a file that is another one here."""
+        unit = test["unit"]
+        keys = [test["key"]] + [other["key"] for other in self.queue if other["unit"] == unit and other is not test]
+        self.queue = collections.deque(other for other in self.queue if other["unit"] != unit)
+        self.channel.send("refused", unit=unit, keys=keys, text=text)
+
+    def _next_item(self) -> nodes.Item | None:
+        """The test that comes next, as far as that is known."""
+        while self.queue:
+            item = self._item(self.queue[0])
+            if item is not None:
+                return item
+        return None
 
     def _run_next(self) -> None:
         test = self.queue.popleft()
         key = test["key"]
         item = self._item(test)
+        if item is None:
+            return
         if self.isolated is not None:
             self.isolated.run(key, item)
             return
         # A copy of a test is no test's neighbour, but shares its parents: they are left standing.
-        following = self._item(self.queue[0]) if self.queue else None
+        following = self._next_item()
         nextitem = following if following not in (None, item) else copy.copy(item)
         self._tear_down_stale(item)
         if item in self.ran:

@@ -60,6 +60,20 @@ impl Dispatcher<'_> {
                     let info = Arc::clone(&test.info);
                     self.settle(FinishedTest::without_result(info, TestOutcome::Error, attempts, reason));
                 }
+                Action::Refuse(test) => {
+                    let why = self.refusals.remove(&test.0).unwrap_or_default();
+                    let test = &mut self.tests[test.0 as usize];
+                    test.settled = true;
+                    let attempts = std::mem::take(&mut test.attempts);
+                    let reason = format!(
+                        "not run: the process that collected this test is gone, and another one cannot take its place: \
+                         the tests of its file differ from one collection to the next; give parameters a fixed order and \
+                         fixed values (no sets, no random or current values), or collect once with \
+                         --offload-collect=serial. What differed: {why}"
+                    );
+                    let info = Arc::clone(&test.info);
+                    self.settle(FinishedTest::without_result(info, TestOutcome::Error, attempts, reason));
+                }
                 Action::Retry { test, attempts_left } => {
                     let test = &self.tests[test.0 as usize];
                     if let Some(attempt) = test.attempts.last() {

@@ -188,6 +188,7 @@ impl Dispatcher<'_> {
             Report::Lost(reason) => self.lose(index, reason),
             Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             Report::Native(key, event) => self.on_native(index, key, event),
+            Report::Refused(tests, why) => self.on_refused(index, tests, why),
             Report::LateFailure(key, result) => self.on_late_failure(key, *result),
             Report::Renamed(id) => {
                 if let Some(place) = self.places.get_mut(&index) {
@@ -217,6 +218,22 @@ impl Dispatcher<'_> {
             Report::Message(Message::Bye { reason: Some(reason) }) => self.lose(index, reason),
             Report::Message(Message::Ready { .. } | Message::Alive | Message::Bye { reason: None }) => {}
         }
+    }
+
+    /// A sandbox cannot run tests, because their file has other tests there.
+    fn on_refused(&mut self, index: SandboxIndex, tests: Vec<TestKey>, why: String) {
+        let now = self.now();
+        let Some(place) = self.places.get_mut(&index) else { return };
+        let why: Arc<str> = self.context.secrets.mask(&why).into();
+        let tests: Vec<TestIndex> = tests
+            .into_iter()
+            .filter(|key| place.assigned.remove(key).is_some())
+            .map(|key| {
+                self.refusals.insert(key, Arc::clone(&why));
+                TestIndex(key)
+            })
+            .collect();
+        self.scheduler.refused(index, &tests, now);
     }
 
     fn emit_output(&mut self, key: TestKey, text: String) {

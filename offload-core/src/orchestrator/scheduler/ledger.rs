@@ -66,6 +66,12 @@ pub(super) struct Test {
     pub state: State,
     pub alone: bool,
     pub provisional: bool,
+    /// The sandbox that has what it takes to run it, or [`NONE`].
+    pub home: u32,
+    /// No other sandbox can run it.
+    pub pinned: bool,
+    /// It is elsewhere, and it is not certain that it can be run there.
+    pub astray: bool,
     /// Whether this attempt has had a duplicate.
     pub hedged: bool,
     /// While it is out: whether it was counted among those whose failure would be repeated.
@@ -87,6 +93,9 @@ impl Test {
             state: State::Left,
             alone: spec.alone,
             provisional: spec.provisional,
+            home: spec.home.map_or(NONE, |home| home.0),
+            pinned: false,
+            astray: false,
             hedged: false,
             counted_retry: false,
         }

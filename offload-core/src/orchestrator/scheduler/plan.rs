@@ -59,6 +59,10 @@ impl Scheduler {
     /// Creates a sandbox if it would be of use.
     fn create(&mut self) -> Option<Action> {
         let live = self.sandboxes.live();
+        if self.queue.pinned_homes().any(|home| self.sandboxes.is_to_come(home)) {
+            // What waits for it can be run nowhere else.
+            return Some(Action::CreateSandbox(SandboxIndex(self.sandboxes.create(self.now))));
+        }
         if self.queue.is_empty() || live >= self.ceiling {
             return None;
         }
@@ -101,6 +105,10 @@ impl Scheduler {
     fn feed_idle(&mut self) -> Option<Action> {
         if self.queue.is_empty() {
             return None;
+        }
+        let at_home = self.queue.pinned_homes().find(|home| self.sandboxes.idle.contains(home));
+        if let Some(action) = at_home.and_then(|home| self.feed(home)) {
+            return Some(action);
         }
         // The queue has something for any sandbox, except for retries, which it has for any but one.
         let first = *self.sandboxes.idle.first()?;
@@ -243,7 +251,10 @@ impl Scheduler {
     fn chosen(choice: Choice) -> Option<usize> {
         match choice {
             Choice::Nothing | Choice::Drain => None,
-            Choice::Retry { test, .. } | Choice::Alone { test } | Choice::Ordinary { test } => Some(test as usize),
+            Choice::Retry { test, .. }
+            | Choice::Alone { test }
+            | Choice::Ordinary { test }
+            | Choice::Pinned { test, .. } => Some(test as usize),
         }
     }
 
@@ -292,6 +303,8 @@ impl Scheduler {
         self.set_state(test, State::Out);
         let record = &mut self.tests[test as usize];
         record.occupy(number);
+        record.astray = record.home != NONE && record.home != number;
+        self.astray += usize::from(record.astray);
         let assignment = Assignment { test: TestIndex(test), attempt: record.attempt() };
         let failed_on = if record.failures > 0 { record.failed_on } else { NONE };
         let (suite, alone) = (record.suite, record.alone);
@@ -325,6 +338,9 @@ impl Scheduler {
         {
             // The time at which it would begin there, against the time at which it could begin here.
             begins = begins.saturating_sub(entry.estimate);
+            if self.tests[entry.test as usize].pinned {
+                continue;
+            }
             if stuck.is_none() && begins <= cost.saturating_add(taken) {
                 break;
             }
@@ -392,7 +408,7 @@ impl Scheduler {
     fn release(&mut self) -> Option<Action> {
         let needed = if self.halted {
             0
-        } else if self.discovering || !self.queue.is_empty() || self.sandboxes.recalled() > 0 {
+        } else if self.discovering || !self.queue.is_empty() || self.sandboxes.recalled() > 0 || self.astray > 0 {
             usize::MAX
         } else {
             // What is out may come back: to be retried, taken over or duplicated.

@@ -65,6 +65,11 @@ pub(super) enum Choice {
     Ordinary {
         test: u32,
     },
+    /// A test that only the sandbox `home` can run.
+    Pinned {
+        test: u32,
+        home: u32,
+    },
 }
 
 /// The order of suites to open; the greatest comes first.
@@ -156,6 +161,9 @@ pub(super) struct Queue {
     alone: BinaryHeap<(Nanos, Reverse<u32>)>,
     retries: Retries,
     alone_retries: Retries,
+    /// Tests that only one sandbox can run, by that.
+    pinned: BTreeMap<u32, VecDeque<u32>>,
+    pinned_len: usize,
     len: usize,
     alone_len: usize,
     ordinary_len: usize,
@@ -227,7 +235,7 @@ impl Queue {
 
     /// How many sandboxes what waits could occupy.
     pub fn units(&self) -> usize {
-        self.len - self.followers
+        self.len - self.followers - self.pinned_len
     }
 
     /// Whether the tests of a suite go to one sandbox together.
@@ -271,7 +279,11 @@ impl Queue {
         if record.alone {
             self.alone_len += 1;
         }
-        if record.failures > 0 {
+        if record.pinned {
+            self.pinned_len += 1;
+            let waiting = self.pinned.entry(record.home).or_default();
+            if comes_back { waiting.push_front(test) } else { waiting.push_back(test) }
+        } else if record.failures > 0 {
             let retries = if record.alone { &mut self.alone_retries } else { &mut self.retries };
             retries.push(record.failed_on, now, test);
         } else if record.alone {
@@ -320,6 +332,11 @@ impl Queue {
 
     /// What `asker` is to get.
     pub fn choose(&mut self, asker: &Asker, tests: &[Test], estimates: &Estimates) -> Choice {
+        if let Some(&test) = self.pinned.get(&asker.sandbox).and_then(VecDeque::front)
+            && (asker.empty || !tests[test as usize].alone)
+        {
+            return Choice::Pinned { test, home: asker.sandbox };
+        }
         if asker.may_retry
             && let Some((test, failed_on)) = self.retries.find(asker)
         {
@@ -410,6 +427,16 @@ impl Queue {
                 self.remove_ordinary(test, tests, estimates);
                 test
             }
+            Choice::Pinned { test, home } => {
+                if let Some(waiting) = self.pinned.get_mut(&home) {
+                    waiting.pop_front();
+                    if waiting.is_empty() {
+                        self.pinned.remove(&home);
+                    }
+                }
+                self.pinned_len -= 1;
+                test
+            }
         };
         let record = &tests[test as usize];
         self.len -= 1;
@@ -470,10 +497,28 @@ impl Queue {
         }
     }
 
+    /// The sandboxes for which tests wait that no other can run.
+    pub fn pinned_homes(&self) -> impl Iterator<Item = u32> {
+        self.pinned.keys().copied()
+    }
+
+    /// Empties the queue of tests that only the sandbox `home` can run.
+    pub fn drain_pinned(&mut self, home: u32, tests: &[Test]) -> Vec<u32> {
+        let drained: Vec<u32> = self.pinned.remove(&home).unwrap_or_default().into();
+        self.pinned_len -= drained.len();
+        self.discount(&drained, tests);
+        drained
+    }
+
     /// Empties the queue of failed tests that wait for another attempt.
     pub fn drain_retries(&mut self, tests: &[Test]) -> Vec<u32> {
         let drained: Vec<u32> = self.retries.drain().chain(self.alone_retries.drain()).collect();
-        for &test in &drained {
+        self.discount(&drained, tests);
+        drained
+    }
+
+    fn discount(&mut self, drained: &[u32], tests: &[Test]) {
+        for &test in drained {
             let record = &tests[test as usize];
             self.len -= 1;
             self.alone_len -= usize::from(record.alone);
@@ -482,13 +527,12 @@ impl Queue {
                 None => self.unknown -= 1,
             }
         }
-        drained
     }
 
     fn longest_waiting(&mut self, tests: &[Test]) -> Option<(Nanos, u32)> {
         while let Some(&(length, Reverse(test))) = self.longest.peek() {
             let record = &tests[test as usize];
-            if record.state == State::Queued && record.failures == 0 {
+            if record.state == State::Queued && record.failures == 0 && !record.pinned {
                 return Some((length, test));
             }
             self.longest.pop();

@@ -207,6 +207,11 @@ impl Sandboxes {
         numbers.filter(|(sandbox, _)| sandbox.is_some()).map(|(_, number)| number).collect()
     }
 
+    /// Whether a sandbox of this number may still be created.
+    pub fn is_to_come(&self, number: u32) -> bool {
+        number != NONE && number as usize >= self.all.len()
+    }
+
     pub fn get(&self, number: u32) -> Option<&Sandbox> {
         self.all.get(number as usize)?.as_ref()
     }

@@ -5,7 +5,7 @@
 //! comes to something else is not used. Each template has a task, to which others talk by messages; a worker that has
 //! connected belongs to whoever asked for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,6 +66,8 @@ struct State {
     sink: Option<DiscoverySink>,
     /// Workers that have collected and run nothing yet, by the number of the sandbox that they are meant for.
     waiting: BTreeMap<u32, WorkerProcess>,
+    /// Names for the tests of each file, as they were collected first.
+    digests: HashMap<u32, Arc<str>>,
     /// Where the template will connect, if that had to be known before it is looked after.
     meeting: Option<Meeting>,
 }
@@ -90,6 +92,8 @@ pub(crate) struct WorkerProcess {
     /// How it ended, once the template knows.
     pub exit: oneshot::Receiver<Exit>,
     pub site: Site,
+    /// The files that it was the first to collect: what is reported are its tests.
+    pub collected: HashSet<u32>,
 }
 
 impl WorkerProcess {
@@ -355,6 +359,16 @@ impl PytestHost {
             let _ = template.orders.send(Order::Fork { id, reply });
         }
         (shared, forked)
+    }
+
+    /// Takes note of what the tests of a file are.
+    pub(crate) fn set_digest(&self, unit: u32, digest: &str) {
+        self.state().digests.insert(unit, digest.into());
+    }
+
+    /// What the tests of a file have to be in any other process.
+    pub(crate) fn digest(&self, unit: u32) -> Option<Arc<str>> {
+        self.state().digests.get(&unit).cloned()
     }
 
     /// Leaves a worker for the sandbox `slot`.

@@ -41,11 +41,15 @@ pub(crate) struct RunLine {
     unit: u32,
     ordinal: u32,
     attempt: u32,
+    /// What the tests of the file have to be. Said to a worker that is not the one that collected it first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<Arc<str>>,
 }
 
-impl From<&PytestItem> for RunLine {
-    fn from(item: &PytestItem) -> Self {
-        Self { key: item.key, unit: item.unit, ordinal: item.ordinal, attempt: item.attempt }
+impl RunLine {
+    /// A test of a file whose tests are those with this digest.
+    pub fn new(item: &PytestItem, digest: Option<Arc<str>>) -> Self {
+        Self { key: item.key, unit: item.unit, ordinal: item.ordinal, attempt: item.attempt, digest }
     }
 }
 
@@ -91,6 +95,12 @@ pub(crate) enum Incoming {
     /// The process of the test alone ended without a result. The captured output is that of the result.
     Crashed(TestKey, Exit, Box<TestResult>),
     TakenBack(Vec<TestKey>),
+    /// The tests of this file are others there than those that were reported, so none of them is run.
+    Refused {
+        unit: u32,
+        keys: Vec<TestKey>,
+        text: String,
+    },
     /// And what it makes of the test, if it is an error.
     LateReport(TestKey, Arc<str>, Option<Box<TestResult>>),
     /// A message that is passed on as it is: its type and what it says, as JSON.
@@ -144,6 +154,8 @@ pub(crate) struct Collected {
     pub path: String,
     pub tests: Vec<TestLine>,
     pub deselected: Option<Box<RawValue>>,
+    /// A name for these tests.
+    pub digest: String,
 }
 
 /// A test that was collected.
@@ -207,6 +219,7 @@ enum Kind {
     Finished,
     Crashed,
     TakenBack,
+    Refused,
     LateReport,
     Property,
     Exit,
@@ -337,6 +350,9 @@ impl Line {
                 None => Incoming::Nothing,
             },
             (Kind::TakenBack, _) => Incoming::TakenBack(self.keys),
+            (Kind::Refused, _) => {
+                Incoming::Refused { unit: self.unit, keys: self.keys, text: self.text.unwrap_or_default().0 }
+            }
             (Kind::Hello, _) => Incoming::Hello(Hello {
                 version: self.version,
                 nonce: self.nonce.0,
@@ -358,6 +374,7 @@ impl Line {
                 path: self.path.0,
                 tests: self.tests,
                 deselected: self.deselected,
+                digest: self.digest.0,
             }),
             (Kind::CollectDone, _) => Incoming::CollectDone,
             (Kind::CollectionFinished, _) => Incoming::CollectionFinished(self.digest.0),

@@ -3,7 +3,7 @@
 //! The same for processes of this machine and for those elsewhere: they introduce themselves, the template is told what
 //! to do and says which worker has ended. How connections come about, and how the end of the template is noticed, differs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -138,7 +138,8 @@ impl Roll {
         self.live.insert(hello.id.clone(), pid);
         self.exits.insert(hello.id.clone(), exit);
         let Hello { id, dump, output, .. } = hello;
-        let worker = WorkerProcess { id: id.into(), pid, dump, output, link, exit: exited, site: self.site.clone() };
+        let (site, collected) = (self.site.clone(), HashSet::new());
+        let worker = WorkerProcess { id: id.into(), pid, dump, output, link, exit: exited, site, collected };
         // Whoever asked may be gone; then the worker hears the end of its connection.
         let _ = reply.send(Ok(worker));
     }

@@ -40,6 +40,8 @@ pub(crate) enum Said {
     Message(Message),
     /// Something of pytest's own, about a test or none.
     Native(Option<TestKey>, NativeEvent),
+    /// Tests that cannot be run here, because their file has other tests here than those that were reported.
+    Refused(Vec<TestKey>, String),
     /// What a finished test had left standing could not be torn down.
     LateFailure(TestKey, Box<TestResult>),
     /// Another process, of this name, has taken the worker's place.
@@ -345,7 +347,11 @@ impl Serving {
         if more == 0 {
             return;
         }
-        let tests: Vec<RunLine> = self.queue.iter().skip(self.told).take(more).map(RunLine::from).collect();
+        let line = |item: &PytestItem| {
+            let known = worker.collected.contains(&item.unit);
+            RunLine::new(item, if known { None } else { self.host.digest(item.unit) })
+        };
+        let tests: Vec<RunLine> = self.queue.iter().skip(self.told).take(more).map(line).collect();
         self.told += tests.len();
         worker.link.send(&Outgoing::Run { tests: &tests });
     }
@@ -375,6 +381,15 @@ impl Serving {
             Incoming::TakenBack(keys) => {
                 self.give_back(&keys);
                 // The worker may have nothing left of what it was told, and no result of it will come to ask for more.
+                self.feed();
+            }
+            Incoming::Refused { unit, mut keys, text } => {
+                keys.retain(|&key| self.remove(key).is_some());
+                // And those of which it was not told.
+                let rest = self.queue.iter().skip(self.told).filter(|item| item.unit == unit);
+                let rest: Vec<TestKey> = rest.map(|item| item.key).collect();
+                keys.extend(rest.into_iter().filter(|&key| self.remove(key).is_some()));
+                (self.say)(Said::Refused(keys, text));
                 self.feed();
             }
             Incoming::LateReport(key, reports, failure) => {

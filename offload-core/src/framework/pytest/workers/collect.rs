@@ -82,6 +82,7 @@ impl<'a> Collection<'a> {
 
     /// Takes note of the tests of a file. `home`: the number of the sandbox whose worker has them.
     pub fn add(&mut self, collected: Collected, home: Option<u32>) {
+        self.host.set_digest(collected.unit, &collected.digest);
         self.units.insert(collected.unit, (collected, home));
     }
 
@@ -418,6 +419,7 @@ impl Collector {
                     let file = self.pending.iter().position(|&file| self.units[file].unit == collected.unit);
                     if let Some(file) = file {
                         self.pending.remove(file);
+                        worker.collected.insert(collected.unit);
                         self.tell(Found::Tests(collected, self.slot));
                     }
                 }
