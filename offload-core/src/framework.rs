@@ -109,7 +109,9 @@ pub struct TestRecord {
     pub together: Option<Arc<str>>,
     /// Discovered, but not to be run: reported as skipped, with this reason.
     pub skipped: Option<Arc<str>>,
-    /// A failure before discovery has ended may be the fault of a build still going on, and is run again after it.
+    /// What the test may look at is still being built: an attempt that begins before discovery has ended and fails, or
+    /// during which something unfinished was opened ([`StartGate::sightings`](crate::worker::StartGate::sightings)), is
+    /// forgotten and run again.
     pub provisional: bool,
     /// The test's own time limit; `None`: the run's.
     pub timeout: Option<Duration>,

@@ -185,6 +185,12 @@ pub trait StartGate: Send + Sync {
         false
     }
 
+    /// How often anybody was seen, up to now, to open something that the build has still to finish. A test during which
+    /// this has changed may have looked at something old.
+    fn sightings(&self) -> u64 {
+        0
+    }
+
     /// Has everybody who waits in [`Self::pass`] ask `give_up` again. To be called after what it says has changed.
     fn wake(&self) {}
 }

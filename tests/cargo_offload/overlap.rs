@@ -1,10 +1,16 @@
 //! Tests run while Cargo still builds.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use crate::support::{Run, Workspace, cargo_offload};
 
-/// `late` is not built before a test of `early` has run, and a test of `early` needs the program that `late` builds.
+fn member(name: &str) -> String {
+    format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2021\"\n")
+}
+
+/// `late` is not built before a unit test of `early` has run, and that test needs the program that `late` builds.
 fn interlocked() -> Workspace {
-    let manifest = |name: &str| format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2021\"\n");
     let build_script = r#"
 fn main() {
     let marker = std::path::PathBuf::from(std::env::var("OVERLAP_DIR").unwrap()).join("marker");
@@ -16,6 +22,7 @@ fn main() {
 }
 "#;
     let needs_late = r#"
+#[cfg(test)]
 #[test] fn uses_the_program() {
     let dir = std::path::PathBuf::from(std::env::var("OVERLAP_DIR").unwrap());
     std::fs::write(dir.join("marker"), "").unwrap();
@@ -28,10 +35,9 @@ fn main() {
 "#;
     let files = [
         ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"early\", \"late\"]\n"),
-        ("early/Cargo.toml", &*manifest("early")),
-        ("early/src/lib.rs", ""),
-        ("early/tests/needs_late.rs", needs_late),
-        ("late/Cargo.toml", &*manifest("late")),
+        ("early/Cargo.toml", &*member("early")),
+        ("early/src/lib.rs", needs_late),
+        ("late/Cargo.toml", &*member("late")),
         ("late/build.rs", build_script),
         ("late/src/main.rs", "fn main() {}\n"),
         // Cargo builds a package's programs for its integration tests only.
@@ -55,5 +61,130 @@ fn a_test_runs_before_the_build_ends_and_again_if_it_failed_for_that() {
     // The early failure is nobody's fault: no attempt of it is reported, no retry used, nothing flaky.
     let finished = &events[position("test_finished")];
     assert_eq!(finished["attempts"].as_array().unwrap().len(), 1, "{finished}");
-    assert_eq!(run.junit().case("early::needs_late uses_the_program").children, Vec::<String>::new());
+    assert_eq!(run.junit().case("early uses_the_program").children, Vec::<String>::new());
+}
+
+/// A program, an example, another member's program and another member's dynamic library, and tests that use them.
+fn users_of_outputs(dir: &Path) -> Workspace {
+    let integration = r#"
+fn says_good(program: std::path::PathBuf) {
+    let output = std::process::Command::new(&program).output().unwrap_or_else(|error| panic!("{program:?}: {error}"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "good");
+}
+fn profile() -> std::path::PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned()
+}
+#[test] fn own_program() { says_good(env!("CARGO_BIN_EXE_cli").into()) }
+#[test] fn own_example() { says_good(profile().join("examples/demo")) }
+#[test] fn program_of_another() { says_good(profile().join("other-cli")) }
+#[test] fn library_of_another() {
+    let name = format!("{}dynamic{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let library = std::fs::read(profile().join("deps").join(name)).unwrap();
+    let has = |what: &[u8]| library.windows(what.len()).any(|window| window == what);
+    assert!(has(b"symbol_good") && !has(b"symbol_bad"));
+}
+"#;
+    // The user of the outputs is the first to be built.
+    let wrapper = "#!/bin/sh\ncase \" $* \" in *' --test '*) ;; *) sleep 0.$((($$ % 5) + 1)) ;; esac\nexec \"$@\"\n";
+    let files = [
+        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"app\", \"other\", \"dynamic\"]\n"),
+        (".cargo/config.toml", "[build]\nrustc-wrapper = \"./wrap.sh\"\n"),
+        ("wrap.sh", wrapper),
+        ("app/Cargo.toml", &*(member("app") + "[[bin]]\nname = \"cli\"\npath = \"src/main.rs\"\n")),
+        ("app/tests/it.rs", integration),
+        ("other/Cargo.toml", &*(member("other") + "[[bin]]\nname = \"other-cli\"\npath = \"src/main.rs\"\n")),
+        ("other/tests/none.rs", ""),
+        ("dynamic/Cargo.toml", &*(member("dynamic") + "[lib]\ncrate-type = [\"cdylib\", \"rlib\"]\n")),
+    ];
+    for (path, text) in files {
+        let path = dir.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    std::fs::set_permissions(dir.join("wrap.sh"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    Workspace { dir: dir.to_owned() }
+}
+
+/// Has everything in the workspace of [`users_of_outputs`] say `word`.
+fn say(dir: &Path, word: &str) {
+    let program = format!("fn main() {{ println!(\"{word}\") }}\n");
+    let library = format!("#[no_mangle] pub extern \"C\" fn symbol_{word}() {{}}\n");
+    for (path, text) in [
+        ("app/src/main.rs", &program),
+        ("app/examples/demo.rs", &program),
+        ("other/src/main.rs", &program),
+        ("dynamic/src/lib.rs", &library),
+    ] {
+        let path = dir.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        make_newer(&path);
+    }
+}
+
+/// Cargo compares times, and file systems may keep whole ticks of the clock only.
+fn make_newer(path: &Path) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(1)).unwrap();
+}
+
+#[test]
+fn tests_never_meet_outputs_of_an_earlier_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let workspace = users_of_outputs(dir.path());
+    for (word, code, totals) in [("good", 0, "4 passed"), ("bad", 1, "4 failed"), ("good", 0, "4 passed")] {
+        say(dir.path(), word);
+        let run = workspace.offload([""; 0]).exits(code);
+        assert!(run.text().contains(totals), "they say {word}\n{}", run.text());
+    }
+}
+
+/// A unit test runs at once. What it met was old, so that nothing that it said counts, a pass neither.
+#[test]
+fn a_unit_test_that_opened_an_unfinished_output_runs_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = r#"
+#[cfg(test)]
+#[test] fn says_good() {
+    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("late");
+    let output = std::process::Command::new(program).output().unwrap();
+    if let Some(marker) = std::env::var_os("MARKER") { std::fs::write(marker, "").unwrap(); }
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "good");
+}
+"#;
+    let build_script = r#"
+fn main() {
+    println!("cargo::rerun-if-changed=src/main.rs");
+    let Some(marker) = std::env::var_os("MARKER") else { return };
+    for _ in 0..3000 {
+        if std::path::Path::new(&marker).exists() { return; }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("no test has run while this was being built");
+}
+"#;
+    let program = |word: &str| format!("fn main() {{ println!(\"{word}\") }}\n");
+    let write = |path: &str, text: &str| {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    };
+    write("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"early\", \"late\"]\n");
+    write("early/Cargo.toml", &member("early"));
+    write("early/src/lib.rs", library);
+    write("late/Cargo.toml", &member("late"));
+    write("late/build.rs", build_script);
+    write("late/tests/none.rs", "");
+    write("late/src/main.rs", &program("good"));
+    let workspace = Workspace { dir: dir.path().to_owned() };
+    workspace.offload([""; 0]).exits(0);
+    for (word, code) in [("bad", 1), ("good", 0)] {
+        write("late/src/main.rs", &program(word));
+        make_newer(&dir.path().join("late/src/main.rs"));
+        let marker = dir.path().join(format!("marker-{word}"));
+        let mut command = cargo_offload(dir.path());
+        command.env("MARKER", &marker);
+        let run = Run::new(command, ["--build-jobs", "2"]).exits(code);
+        assert!(run.text().contains("1 test: "), "{}", run.text());
+    }
 }

@@ -16,6 +16,7 @@ mod gate;
 mod list;
 mod locate;
 mod options;
+mod outputs;
 mod process;
 mod select;
 mod toolchain;

@@ -47,8 +47,6 @@ pub struct TestSpec {
     /// Starting any test of its suite costs about as much as running all of them, so those that wait go to one sandbox
     /// together. Retries and tests that must be alone are exceptions.
     pub together: bool,
-    /// A failure before discovery has ended does not count and is run again after it.
-    pub provisional: bool,
     /// The sandbox that should have its suite if that costs nothing, because something is prepared there. Sandboxes are
     /// numbered from 0 as they are created, so this can be known before. The first test of a suite decides.
     pub home: Option<SandboxIndex>,
@@ -311,9 +309,48 @@ impl Scheduler {
     }
 
     /// A test has ended. Returns whether that counts as an attempt, to be recorded: it does not when nobody waited for
-    /// it (the slower one of two copies, a sandbox or test that is not known), or when the attempt is to be forgotten
-    /// ([`Action::Repeat`]).
+    /// it (the slower one of two copies, a sandbox or test that is not known).
     pub fn finished(&mut self, sandbox: SandboxIndex, test: TestIndex, verdict: Verdict, now: Duration) -> bool {
+        if !self.take_result(sandbox, test, verdict, now) {
+            return false;
+        }
+        let now = moment(now);
+        let record = &mut self.tests[test.0 as usize];
+        match verdict {
+            Verdict::Passed => self.settle(test.0, verdict),
+            Verdict::Failed => {
+                let repeat = record.may_retry() && !self.halted;
+                record.failures = record.failures.saturating_add(1);
+                record.failed_on = sandbox.0;
+                if repeat {
+                    let attempts_left = record.retries - (record.failures - 1);
+                    self.outbox.push_back(Action::Retry { test, attempts_left });
+                    self.put_back(test.0, now);
+                } else {
+                    self.settle(test.0, verdict);
+                }
+            }
+        }
+        true
+    }
+
+    /// A test has ended, but its result says nothing, because what it looked at was still being built. It is repeated
+    /// when discovery has ended ([`Action::Repeat`]).
+    pub fn forgotten(&mut self, sandbox: SandboxIndex, test: TestIndex, verdict: Verdict, now: Duration) {
+        if !self.take_result(sandbox, test, verdict, now) {
+            return;
+        }
+        self.outbox.push_back(Action::Repeat(test));
+        if self.discovering {
+            self.set_state(test.0, State::Parked);
+            self.parked.push(test.0);
+        } else {
+            self.put_back(test.0, moment(now));
+        }
+    }
+
+    /// Takes note that a sandbox has ended a test. Returns whether somebody waits for its result.
+    fn take_result(&mut self, sandbox: SandboxIndex, test: TestIndex, verdict: Verdict, now: Duration) -> bool {
         let now = moment(now);
         let Some(entry) = self.sandboxes.withdraw(sandbox.0, test.0) else { return false };
         self.vacate(test.0, sandbox.0, now);
@@ -331,28 +368,6 @@ impl Scheduler {
         self.refresh(sandbox.0, now);
         if let Some(other) = self.tests[test.0 as usize].place() {
             self.abandon(other, test.0, now);
-        }
-        let record = &mut self.tests[test.0 as usize];
-        match verdict {
-            Verdict::Passed => self.settle(test.0, verdict),
-            Verdict::Failed if record.provisional && self.discovering => {
-                self.outbox.push_back(Action::Repeat(test));
-                self.set_state(test.0, State::Parked);
-                self.parked.push(test.0);
-                return false;
-            }
-            Verdict::Failed => {
-                let repeat = record.may_retry() && !self.halted;
-                record.failures = record.failures.saturating_add(1);
-                record.failed_on = sandbox.0;
-                if repeat {
-                    let attempts_left = record.retries - (record.failures - 1);
-                    self.outbox.push_back(Action::Retry { test, attempts_left });
-                    self.put_back(test.0, now);
-                } else {
-                    self.settle(test.0, verdict);
-                }
-            }
         }
         true
     }

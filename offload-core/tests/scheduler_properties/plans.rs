@@ -17,6 +17,8 @@ pub struct TestPlan {
     pub poison: bool,
     /// The worker forgets to say that it started.
     pub silent: bool,
+    /// What it was given before discovery ended is forgotten.
+    pub provisional: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -47,34 +49,36 @@ fn millis(range: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
 }
 
 fn test_plan() -> impl Strategy<Value = TestPlan> {
-    let spec = (
-        0..5u32,
-        prop::option::of(millis(0..3000)),
-        0..3u32,
-        prop::bool::weighted(0.1),
-        prop::bool::weighted(0.3),
-        prop::option::of(0..6u32),
-    )
-        .prop_map(|(suite, expected, retries, alone, provisional, home)| TestSpec {
-            suite,
-            expected,
-            retries,
-            alone,
-            together: suite == 4,
-            provisional,
-            home: home.map(SandboxIndex),
-        });
+    let spec =
+        (0..5u32, prop::option::of(millis(0..3000)), 0..3u32, prop::bool::weighted(0.1), prop::option::of(0..6u32))
+            .prop_map(|(suite, expected, retries, alone, home)| TestSpec {
+                suite,
+                expected,
+                retries,
+                alone,
+                together: suite == 4,
+                home: home.map(SandboxIndex),
+            });
     let failures = prop::collection::vec(prop::bool::weighted(0.4), 0..4);
-    (spec, millis(0..5000), millis(0..4000), failures, prop::bool::weighted(0.02), prop::bool::weighted(0.1)).prop_map(
-        |(spec, duration, found, failures, poison, silent)| TestPlan {
+    let provisional = prop::bool::weighted(0.3);
+    (
+        spec,
+        millis(0..5000),
+        millis(0..4000),
+        failures,
+        prop::bool::weighted(0.02),
+        prop::bool::weighted(0.1),
+        provisional,
+    )
+        .prop_map(|(spec, duration, found, failures, poison, silent, provisional)| TestPlan {
             spec,
             duration,
             found,
             failures,
             poison,
             silent,
-        },
-    )
+            provisional,
+        })
 }
 
 fn sandbox_plan() -> impl Strategy<Value = SandboxPlan> {
@@ -134,6 +138,7 @@ pub fn calm_plan(known: bool) -> impl Strategy<Value = Plan> {
         tests: tests
             .into_iter()
             .map(|(suite, millis)| TestPlan {
+                provisional: false,
                 spec: TestSpec {
                     suite,
                     expected: known.then_some(Duration::from_millis(millis)),

@@ -280,8 +280,14 @@ impl<'a> World<'a> {
         let wanted = held.is_some_and(|(_, cancelled)| !cancelled);
         let failed = plan.failures.get(self.executed[index]).copied().unwrap_or(false);
         let verdict = if failed { Verdict::Failed } else { Verdict::Passed };
-        let repeat = failed && plan.spec.provisional && self.discovering;
-        let counts = self.scheduler.finished(SandboxIndex(sandbox), TestIndex(test), verdict, self.now);
+        let (place, number) = (SandboxIndex(sandbox), TestIndex(test));
+        let repeat = plan.provisional && self.discovering;
+        let counts = if repeat {
+            self.scheduler.forgotten(place, number, verdict, self.now);
+            false
+        } else {
+            self.scheduler.finished(place, number, verdict, self.now)
+        };
         assert_eq!(counts, wanted && !repeat, "whether the result of {test} on {sandbox} counts");
         if wanted {
             self.executed[index] += 1;
@@ -330,7 +336,7 @@ impl<'a> World<'a> {
                 assert_eq!(attempts_left as usize, retries as usize + 1 - verdicts.len());
             }
             Action::Repeat(test) => {
-                assert!(self.test(test.0).spec.provisional);
+                assert!(self.test(test.0).provisional);
                 // What comes next is another execution, under the same number.
                 self.hedged.retain(|&(hedged, _)| hedged != test.0);
                 if self.discovering {

@@ -20,6 +20,7 @@ use super::doctest::{self, Library, OnePackage};
 use super::gate::{BuildGate, BuildGuard};
 use super::list::{self, Listed};
 use super::options::{CargoOptions, RunIgnored};
+use super::outputs::{Output, Outputs};
 use super::process::{CargoProcess, Said, cargo_command, not_started};
 use super::select::{Origin, Selected, Selection, selected_packages};
 use super::toolchain::{Toolchain, load_config};
@@ -73,10 +74,11 @@ pub(super) async fn discover(
     let packages: HashMap<_, _> =
         metadata.packages.iter().map(|package| (package.id.clone(), Arc::new(package.clone()))).collect();
     let selected: Vec<_> = selected_packages(options, &metadata, &dir).into_iter().map(|p| p.id.clone()).collect();
+    gate.outputs.expect(expected_outputs(options, &selected, &packages));
     let mut discovery = Discovery {
-        helpers: expected_helpers(&selected, &packages),
         options,
         selection,
+        outputs: &gate.outputs,
         sink,
         dir,
         metadata,
@@ -89,15 +91,19 @@ pub(super) async fn discover(
         listings: JoinSet::new(),
         permits: Arc::new(Semaphore::new(LISTED_AT_ONCE)),
         building: true,
+        held: Vec::new(),
         needed: BTreeSet::new(),
         ungrouped: 0,
         doctests: Vec::new(),
     };
-    let success = discovery.build(build, &guard).await?;
+    let success = discovery.build(build, &guard).await;
+    gate.outputs.finish_all();
+    let success = success?;
     drop(guard);
     discovery.building = false;
     note_built(discovery.built());
     sink.send(Discovered::BuildFinished { success, duration: started.elapsed() });
+    discovery.release();
     if options.wants_doctests() {
         discovery.find_doctests(&selected);
     }
@@ -195,21 +201,45 @@ async fn read_metadata(options: &CargoOptions, dir: &Path, members_only: bool) -
     Ok(metadata)
 }
 
-/// Programs of the selected packages that tests may start while they are still being built.
-fn expected_helpers(
+/// What the build may put where tests find it. One that is named and never comes makes tests wait for the end of the
+/// build; one that is left out may be found by a test while it is old.
+fn expected_outputs(
+    options: &CargoOptions,
     selected: &[PackageId],
     packages: &HashMap<PackageId, Arc<Package>>,
-) -> HashSet<(PackageId, String)> {
-    let mut helpers = HashSet::new();
-    for package in selected.iter().filter_map(|id| packages.get(id)) {
-        let has_integration_tests = package.targets.iter().any(Target::is_test);
-        for target in &package.targets {
-            if (target.is_bin() && has_integration_tests) || (target.is_example() && !target.test) {
-                helpers.insert((package.id.clone(), target.name.clone()));
+) -> HashSet<Output> {
+    let mut outputs = HashSet::new();
+    // Libraries are built for the sake of others, too.
+    let mut reached: Vec<&Package> = selected.iter().filter_map(|id| packages.get(id)).map(|it| &**it).collect();
+    let mut number = 0;
+    while let Some(&package) = reached.get(number) {
+        for dependency in &package.dependencies {
+            let members = packages.values().filter(|member| member.name.as_str() == dependency.name);
+            for member in members {
+                if !reached.iter().any(|known| known.id == member.id) {
+                    reached.push(member);
+                }
             }
         }
+        number += 1;
     }
-    helpers
+    for package in &reached {
+        let uses_programs = |target: &Target| target.is_test() || target.is_bench();
+        // Cargo builds a package's programs for the sake of its integration tests and benchmarks.
+        let programs = options.selects_targets() || package.targets.iter().any(uses_programs);
+        let is_selected = selected.contains(&package.id);
+        for target in &package.targets {
+            let expected = if target.is_bin() {
+                is_selected && programs
+            } else if target.is_example() {
+                is_selected && (!target.test || options.selects_targets())
+            } else {
+                true
+            };
+            outputs.extend(Output::of(&package.id, target).filter(|_| expected));
+        }
+    }
+    outputs
 }
 
 /// A test binary or library that was asked for its tests.
@@ -248,13 +278,14 @@ struct Discovery<'a> {
     facts: BuildFacts,
     /// Built libraries that can have doctests.
     libraries: HashMap<PackageId, PathBuf>,
-    /// Programs that tests may need and that are not built yet.
-    helpers: HashSet<(PackageId, String)>,
+    outputs: &'a Outputs,
     /// Test binaries that were announced.
     seen: HashSet<PathBuf>,
     listings: JoinSet<Listing>,
     permits: Arc<Semaphore>,
     building: bool,
+    /// Tests that wait for what they may use to be built.
+    held: Vec<TestRecord>,
     /// What was built and may be needed while tests run.
     needed: BTreeSet<PathBuf>,
     ungrouped: usize,
@@ -392,8 +423,9 @@ impl Discovery<'_> {
             self.libraries.insert(artifact.package_id.clone(), library);
         }
         if !artifact.profile.test {
-            if artifact.executable.is_some() {
-                self.helpers.remove(&(artifact.package_id, artifact.target.name));
+            self.outputs.finish(&artifact);
+            if self.outputs.are_final() {
+                self.release();
             }
             return Ok(());
         }
@@ -484,7 +516,24 @@ impl Discovery<'_> {
                 return;
             }
         };
-        let tests = self.records(&package, target.as_ref(), unit, tests);
+        let mut tests = self.records(&package, target.as_ref(), unit, tests);
+        if self.building && !self.outputs.are_final() {
+            let uses_programs = |target: &Target| target.is_test() || target.is_bench() || target.is_example();
+            if target.as_ref().is_some_and(uses_programs)
+                || !self.outputs.watch(self.metadata.target_directory.as_std_path())
+            {
+                self.held.append(&mut tests);
+            }
+            tests.iter_mut().for_each(|test| test.provisional = true);
+        }
+        if !tests.is_empty() {
+            self.sink.send(Discovered::Tests(tests));
+        }
+    }
+
+    /// What tests may use is there: those that waited for it can run.
+    fn release(&mut self) {
+        let tests = std::mem::take(&mut self.held);
         if !tests.is_empty() {
             self.sink.send(Discovered::Tests(tests));
         }
@@ -501,7 +550,6 @@ impl Discovery<'_> {
             unit.extra_args.push("--include-ignored".to_owned());
         }
         let id = target.map_or_else(|| format!("{}::doc", package.name), |target| binary_id(package, target));
-        let provisional = self.building && !self.helpers.is_empty();
         let suite = Arc::new(Suite { id, unit: Some(Arc::new(unit)) });
         let origin = Origin {
             package,
@@ -522,7 +570,6 @@ impl Discovery<'_> {
             record.group = group;
             record.retry_count = retries;
             record.schedule_individual = individual;
-            record.provisional = provisional;
             record.skipped = test.ignored.filter(|_| self.selection.skips_ignored()).map(|reason| {
                 Arc::from(if reason.is_empty() { "ignored".to_owned() } else { format!("ignored, {reason}") })
             });

@@ -15,6 +15,7 @@ use std::{io, thread};
 
 use jobserver::{Acquired, Client};
 
+use super::outputs::Outputs;
 use crate::worker::{StartGate, StartPermit};
 
 /// What tests pass while a build may be going on.
@@ -24,6 +25,8 @@ pub(super) struct BuildGate {
     building: AtomicBool,
     /// The pool of the build that is going on.
     pool: Mutex<Option<Arc<Pool>>>,
+    /// What it has still to finish.
+    pub(super) outputs: Outputs,
 }
 
 impl BuildGate {
@@ -57,6 +60,10 @@ impl StartGate for BuildGate {
 
     fn is_open(&self) -> bool {
         !self.building.load(Ordering::Acquire)
+    }
+
+    fn sightings(&self) -> u64 {
+        self.outputs.sightings()
     }
 
     fn wake(&self) {

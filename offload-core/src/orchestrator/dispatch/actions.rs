@@ -154,12 +154,15 @@ impl Dispatcher<'_> {
     }
 
     fn assign(&mut self, sandbox: SandboxIndex, tests: &[Assignment]) {
+        let provisional = self.building && tests.iter().any(|test| self.tests[test.test.0 as usize].record.provisional);
+        let sightings = provisional.then(|| self.sightings());
         let Some(place) = self.places.get_mut(&sandbox) else { return };
         let Some(runner) = &mut place.runner else { return };
         let mut jobs = Vec::with_capacity(tests.len());
         for assignment in tests {
             let test = &self.tests[assignment.test.0 as usize];
-            let assigned = Assigned { attempt: assignment.attempt, started_at: None, slow: false };
+            let early = sightings.filter(|_| test.record.provisional);
+            let assigned = Assigned { attempt: assignment.attempt, started_at: None, slow: false, early };
             place.assigned.insert(assignment.test.0, assigned);
             jobs.push(Job {
                 key: assignment.test.0,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Created, Dispatcher, Fact, Test};
 use crate::event::{Attempt, FinishedTest, NativeEvent, RunEvent, StopReason, TestInfo};
-use crate::framework::{Discovered, Execution, FrameworkResult, TestOutcome, TestRecord, TestResult};
+use crate::framework::{Discovered, Execution, FrameworkResult, LibtestExecution, TestOutcome, TestRecord, TestResult};
 use crate::orchestrator::cancel::Urgency;
 use crate::orchestrator::runner::{Report, TestRunner};
 use crate::orchestrator::scheduler::{SandboxIndex, TestIndex, TestSpec, Verdict};
@@ -80,7 +80,6 @@ impl Dispatcher<'_> {
                 alone: record.schedule_individual,
                 together: record.together.is_some()
                     || record.suite.unit.as_ref().is_some_and(|unit| unit.harness == Harness::Doctest),
-                provisional: record.provisional,
                 home: record.address.and_then(|address| address.home).map(SandboxIndex),
             });
             self.tests.push(Test { record: Arc::new(record), info, unit, attempts: Vec::new(), settled: false });
@@ -285,8 +284,22 @@ impl Dispatcher<'_> {
             started_at: now.saturating_sub(result.duration),
             result,
         };
+        if let Some(before) = assigned.early
+            && (verdict == Verdict::Failed || self.sightings() != before)
+        {
+            self.scheduler.forgotten(index, TestIndex(key), verdict, now);
+            return;
+        }
         if self.scheduler.finished(index, TestIndex(key), verdict, now) {
             self.tests[key as usize].attempts.push(attempt);
+        }
+    }
+
+    /// How often something was opened so far that the build had not finished.
+    pub(super) fn sightings(&self) -> u64 {
+        match &self.context.execution {
+            Execution::Libtest(LibtestExecution { gate: Some(gate), .. }) => gate.sightings(),
+            _ => 0,
         }
     }
 

@@ -12,6 +12,8 @@ pub(super) struct Assigned {
     pub(super) attempt: u32,
     pub(super) started_at: Option<Duration>,
     pub(super) slow: bool,
+    /// It was handed out while what it may look at was being built: what the gate had seen by then.
+    pub(super) early: Option<u64>,
 }
 
 /// A sandbox, from the decision to create it to its end.
@@ -70,7 +72,9 @@ mod tests {
     fn place(started: impl IntoIterator<Item = Option<u64>>) -> Place {
         let mut place = Place::new(Arc::from("local-0"));
         for (key, started) in (0..).zip(started) {
-            place.assigned.insert(key, Assigned { attempt: 1, started_at: started.map(secs), slow: false });
+            place
+                .assigned
+                .insert(key, Assigned { attempt: 1, started_at: started.map(secs), slow: false, early: None });
         }
         place
     }

@@ -31,7 +31,7 @@ pub(super) fn expectation(duration: Duration) -> Nanos {
 pub(super) enum State {
     /// In the central queue.
     Queued,
-    /// Failed while the build was going on; repeated when discovery has ended.
+    /// Looked at what was still being built; repeated when discovery has ended.
     Parked,
     /// Queued or running on a sandbox, its result wanted.
     Out,
@@ -65,7 +65,6 @@ pub(super) struct Test {
     pub losses: u8,
     pub state: State,
     pub alone: bool,
-    pub provisional: bool,
     /// The sandbox that has what it takes to run it, or [`NONE`].
     pub home: u32,
     /// No other sandbox can run it.
@@ -92,7 +91,6 @@ impl Test {
             losses: 0,
             state: State::Left,
             alone: spec.alone,
-            provisional: spec.provisional,
             home: spec.home.map_or(NONE, |home| home.0),
             pinned: false,
             astray: false,

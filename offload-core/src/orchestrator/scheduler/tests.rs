@@ -241,16 +241,21 @@ fn a_second_sandbox_is_created_for_a_retry_if_there_may_be_one() {
 }
 
 #[test]
-fn a_failure_during_the_build_is_repeated_after_it() {
-    let mut run = Scheduler::new(config(1));
-    run.add_test(TestSpec { provisional: true, ..lasting(10) });
-    assert_eq!(created(&mut run, 0), 1);
-    ready(&mut run, 0, 0);
-    assert!(!run.finished(SandboxIndex(0), TestIndex(0), Verdict::Failed, ms(10)), "that attempt is forgotten");
-    assert_eq!(actions(&mut run, 10), [Action::Repeat(TestIndex(0))]);
-    run.discovery_finished();
-    assert_eq!(actions(&mut run, 20), [assign(0, 1, [0])]);
-    assert_eq!(finish(&mut run, 0, 0, Verdict::Failed, 30), [settle(0), release(0)], "this one counts");
+fn what_is_forgotten_is_repeated_after_the_build() {
+    for verdict in [Verdict::Passed, Verdict::Failed] {
+        let mut run = Scheduler::new(config(1));
+        run.add_test(lasting(10));
+        assert_eq!(created(&mut run, 0), 1);
+        ready(&mut run, 0, 0);
+        run.forgotten(SandboxIndex(0), TestIndex(0), verdict, ms(10));
+        assert_eq!(actions(&mut run, 10), [Action::Repeat(TestIndex(0))]);
+        run.discovery_finished();
+        assert_eq!(actions(&mut run, 20), [assign(0, 1, [0])]);
+        // It may have been started before the build ended.
+        run.forgotten(SandboxIndex(0), TestIndex(0), verdict, ms(30));
+        assert_eq!(actions(&mut run, 30), [Action::Repeat(TestIndex(0)), assign(0, 1, [0])]);
+        assert_eq!(finish(&mut run, 0, 0, verdict, 40), [settle(0), release(0)], "this one counts");
+    }
 }
 
 #[test]
