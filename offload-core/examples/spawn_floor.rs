@@ -69,6 +69,7 @@ fn run_with_workers(threads: usize, tests: &[(&str, &str)]) -> anyhow::Result<us
         units.insert(binary, key);
         let unit = Arc::new(Unit {
             harness: Harness::Libtest,
+            custom_harness: false,
             program: binary.into(),
             args: Vec::new(),
             extra_args: Vec::new(),

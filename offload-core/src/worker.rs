@@ -45,6 +45,10 @@ pub enum Harness {
 pub struct Unit {
     /// How tests are selected and results read.
     pub harness: Harness,
+    /// The program brings a harness of its own (`harness = false`), which takes libtest's arguments but need not know all of
+    /// them, nor say at its end how it went.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub custom_harness: bool,
     /// The program, after a runner if there is one.
     pub program: PathBuf,
     /// Arguments that come before the harness's own (a runner's arguments and the binary; cargo's arguments).

@@ -32,4 +32,5 @@ mod pytest_workers;
 mod remote;
 mod secrets;
 mod ssh;
+mod verdicts;
 mod vitest;

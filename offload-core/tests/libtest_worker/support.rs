@@ -89,6 +89,7 @@ impl Fixtures {
     pub fn unit(&self) -> Unit {
         Unit {
             harness: Harness::Libtest,
+            custom_harness: false,
             program: self.dir.path().join("fixture"),
             args: Vec::new(),
             extra_args: Vec::new(),

@@ -24,7 +24,7 @@ use super::outputs::{Output, Outputs};
 use super::process::{CargoProcess, Said, cargo_command, not_started};
 use super::select::{Origin, Selected, Selection, selected_packages};
 use super::toolchain::{Toolchain, load_config};
-use super::unit::{BuildFacts, binary_id, has_custom_harness};
+use super::unit::{BuildFacts, binary_id};
 use crate::framework::{Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestRecord};
 use crate::provider::Built;
 use crate::worker::{Harness, Unit};
@@ -443,7 +443,7 @@ impl Discovery<'_> {
             return Ok(());
         };
         unit.extra_args.clone_from(&self.options.harness_args);
-        let custom = has_custom_harness(&package, &artifact.target);
+        let custom = unit.custom_harness;
         let remembered_opaque = custom && self.cache.opaque(&executable) == Some(true);
         let permits = self.permits.clone();
         let target = Some(artifact.target);

@@ -144,6 +144,7 @@ pub(super) fn unit(
     args.extend(["--color".to_owned(), "never".to_owned()]);
     Unit {
         harness: Harness::Doctest,
+        custom_harness: false,
         program: cargo.to_owned(),
         args,
         extra_args: Vec::new(),

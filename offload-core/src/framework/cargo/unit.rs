@@ -132,7 +132,15 @@ impl BuildFacts {
         let executable = executable.to_string_lossy().into_owned();
         let mut words = toolchain.runner(&dirs.dest).iter().cloned().chain([executable]);
         let program = PathBuf::from(words.next()?);
-        Some(Unit { harness: Harness::Libtest, program, args: words.collect(), extra_args: Vec::new(), cwd, env })
+        Some(Unit {
+            harness: Harness::Libtest,
+            custom_harness: has_custom_harness(package, &artifact.target),
+            program,
+            args: words.collect(),
+            extra_args: Vec::new(),
+            cwd,
+            env,
+        })
     }
 
     fn script(&self, package: &PackageId, dest: &Path) -> Option<&BuildScript> {

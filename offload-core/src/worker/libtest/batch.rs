@@ -13,7 +13,7 @@ use super::capture::{Capture, Lines, Overlong};
 use super::mailbox::Mailbox;
 use super::outcome;
 use super::process::{End, EndedBy, Observer, Process, Stream};
-use super::single::bounded;
+use super::single::{self, bounded};
 use super::slot::{Slot, has_flag};
 use crate::framework::{TestOutcome, TestResult};
 use crate::worker::{Message, RunItem, TestKey, Unit};
@@ -65,8 +65,11 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
         strayed: Stray::new(slot.options.output_limit),
     };
     let ended = process.watch(slot.limits(), &slot.mailbox, &mut follower, &mut slot.buffer);
-    let useful = follower.finish(ended);
+    let (useful, doubtful) = follower.finish(ended);
     put_back(slot, pending.rest());
+    if let Some(item) = doubtful {
+        single::run_again(slot, &item, unit, no_capture);
+    }
     useful
 }
 
@@ -308,8 +311,10 @@ impl Follower<'_> {
         (self.emit)(self.mailbox.finish(key, result));
     }
 
-    /// Settles the test that was executing when the process ended, and those that the binary does not have.
-    fn finish(mut self, ended: io::Result<End>) -> bool {
+    /// Settles the test that was executing when the process ended, and those that the binary does not have. Returns whether
+    /// the batch has led to anything, and the test of which it cannot be told whether it ended the process or cut off the
+    /// harness's output: in a process of its own that shows.
+    fn finish(mut self, ended: io::Result<End>) -> (bool, Option<RunItem>) {
         let rest = self.lines.finish();
         if !rest.is_empty() {
             self.line(&rest);
@@ -324,7 +329,11 @@ impl Follower<'_> {
             let by = ended.as_ref().map(|end| end.by);
             if matches!(by, Ok(EndedBy::Order)) {
                 (self.emit)(self.mailbox.give_back(running.item.key));
-                return true;
+                return (true, None);
+            }
+            let as_harness = |end: &End| end.by == EndedBy::Itself && outcome::is_exit_of_harness(end.status);
+            if ended.as_ref().is_ok_and(as_harness) {
+                return (true, Some(running.item));
             }
             let stray = std::mem::replace(&mut self.strayed, Stray::new(0));
             let (stdout, stderr) = (stray.stdout.finish(), stray.stderr.finish());
@@ -342,7 +351,7 @@ impl Follower<'_> {
             let mut result = TestResult::new(outcome, at - running.since).with_message(message);
             (result.stdout, result.stderr) = (stdout, stderr);
             self.finish_test(running.item.key, result);
-            return true;
+            return (true, None);
         }
         if self.complete {
             for item in self.pending.rest() {
@@ -351,9 +360,9 @@ impl Follower<'_> {
                     .with_message("the binary no longer has this test; build it again");
                 self.finish_test(item.key, result);
             }
-            return true;
+            return (true, None);
         }
-        self.progressed || matches!(&ended, Ok(End { by: EndedBy::Order, .. }))
+        (self.progressed || matches!(&ended, Ok(End { by: EndedBy::Order, .. })), None)
     }
 }
 

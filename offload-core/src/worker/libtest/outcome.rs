@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::framework::TestOutcome;
+use crate::framework::{Captured, TestOutcome};
 
 /// The exit code of the standard harness when a test failed, and of a panic that nobody catches.
 const FAILURE_CODE: i32 = 101;
@@ -31,16 +31,27 @@ impl Reading {
     }
 }
 
-/// Reads the result of a process that was to run the test `name`.
-pub(super) fn of_libtest(status: ExitStatus, name: &str, stdout: &str, stderr: &str) -> Reading {
+/// Reads the result of a process that was to run the test `name`, of the standard harness or one that imitates it
+/// (`custom`). `None`: the process ended as if all were well, and whether the harness has said so cannot be told from the
+/// output: the test may have ended the process, or closed or redirected its standard output.
+pub(super) fn of_libtest(
+    status: ExitStatus,
+    name: &str,
+    (stdout, stderr): (&Captured, &Captured),
+    custom: bool,
+) -> Option<Reading> {
+    if status.success() && !custom && !is_complete(stdout) {
+        return None;
+    }
+    let (stdout, stderr) = (&*stdout.text, &*stderr.text);
     if status.signal().is_some() {
-        return Reading { outcome: TestOutcome::Crashed, message: Some(crash_message(status, stderr)) };
+        return Some(Reading { outcome: TestOutcome::Crashed, message: Some(crash_message(status, stderr)) });
     }
     let code = status.code().unwrap_or(-1);
     let counts = Counts::find(stdout);
-    match (code, counts) {
+    Some(match (code, counts) {
         (0, Some(Counts { passed: 1.., failed: 0, .. })) => Reading { outcome: TestOutcome::Passed, message: None },
-        (0, Some(Counts { passed: 0, failed: 0, ignored: 1.. })) => {
+        (0, Some(Counts { passed: 0, failed: 0, ignored: 1.., .. })) => {
             let message = ignored_reason(stdout, name);
             Reading { outcome: TestOutcome::Skipped, message: Some(message.unwrap_or("ignored").to_owned()) }
         }
@@ -53,6 +64,10 @@ pub(super) fn of_libtest(status: ExitStatus, name: &str, stdout: &str, stderr: &
         (_, Some(_)) => {
             Reading::new(TestOutcome::Failed, failure_message(name, stdout, stderr).unwrap_or_else(|| exit_code(code)))
         }
+        // The harness's last words may be missing because the test has closed or redirected its standard output.
+        (FAILURE_CODE, None) if panicked(name, stderr) => {
+            Reading::new(TestOutcome::Failed, panic_message(name, stderr).unwrap_or_else(|| exit_code(code)))
+        }
         (_, None) if has_preamble(stdout) => Reading::new(TestOutcome::Crashed, exited_in_the_middle(code)),
         (FAILURE_CODE, None) if refusal(stderr).is_some() => {
             let refusal = refusal(stderr).unwrap_or_default();
@@ -63,7 +78,62 @@ pub(super) fn of_libtest(status: ExitStatus, name: &str, stdout: &str, stderr: &
             let message = message.map_or_else(|| exit_code(code), |message| format!("{}: {message}", exit_code(code)));
             Reading::new(TestOutcome::Failed, bounded(message))
         }
+    })
+}
+
+/// Reads the result of a process that ended as if all were well, from the harness's log.
+pub(super) fn of_log(log: &str, name: &str) -> Reading {
+    let line = log.lines().find(|line| line.contains(name)).unwrap_or_default();
+    let word = line.split([' ', ':']).next().unwrap_or_default();
+    match word {
+        "ok" => Reading { outcome: TestOutcome::Passed, message: None },
+        "ignored" => {
+            let reason = line.strip_prefix("ignored: ").and_then(|rest| rest.strip_suffix(name)).map(str::trim);
+            Reading::new(TestOutcome::Skipped, reason.unwrap_or("ignored"))
+        }
+        "failed" => {
+            Reading::new(TestOutcome::Failed, "the harness said that the test failed, and then exited with code 0")
+        }
+        _ => Reading::new(TestOutcome::Crashed, exited_in_the_middle(0)),
     }
+}
+
+/// Whether the harness has said at its end how its one test went. Where a test or its children print what looks like it, the
+/// announcement or the verdict before it are not those of one more harness.
+fn is_complete(stdout: &Captured) -> bool {
+    let (mut begun, mut ended) = (0_u32, 0_u32);
+    let (mut previous, mut before_summary) = ("", "");
+    for line in stdout.text.lines() {
+        begun += u32::from(is_announcement(line) || line.starts_with(JSON_BEGIN));
+        if is_summary(line) {
+            ended += 1;
+            before_summary = previous;
+        }
+        if !line.is_empty() {
+            previous = line;
+        }
+    }
+    let line = before_summary.trim_end();
+    // `test NAME ... ok`, `ok` alone, `.` in quiet form, nothing known of in JSON.
+    let has_verdict = line.ends_with("ok") || line.starts_with(['.', 'i', '{']);
+    let fits = Counts::find(&stdout.text).is_some_and(|counts| match counts.all() {
+        0 => line == "running 0 tests" || has_verdict,
+        all => all == 1 && has_verdict,
+    });
+    fits && (begun == ended || stdout.dropped_bytes > 0)
+}
+
+/// Whether the thread of the test itself has panicked.
+fn panicked(name: &str, stderr: &str) -> bool {
+    stderr.match_indices("thread ").any(|(at, _)| {
+        (at == 0 || stderr.as_bytes()[at - 1] == b'\n')
+            && Panic::parse(&stderr[at..]).is_some_and(|panic| panic.thread == name || panic.thread == "main")
+    })
+}
+
+/// Whether the harness itself may have ended the process like this.
+pub(super) fn is_exit_of_harness(status: ExitStatus) -> bool {
+    matches!(status.code(), Some(0 | FAILURE_CODE))
 }
 
 /// Reads the result of a program that is one test.
@@ -137,15 +207,25 @@ struct Counts {
     passed: u64,
     failed: u64,
     ignored: u64,
+    measured: u64,
 }
 
 impl Counts {
+    fn all(self) -> u64 {
+        [self.passed, self.failed, self.ignored, self.measured].into_iter().fold(0, u64::saturating_add)
+    }
+
     fn find(stdout: &str) -> Option<Self> {
-        let at = rfind_line(stdout, |line| line.starts_with("test result: ") || is_json_summary(line))?;
+        let at = rfind_line(stdout, is_summary)?;
         let line = stdout[at..].lines().next()?;
         let count =
             |what: &str| Some(line.split(&[';', '.', ','][..]).find_map(|part| number_of(part, what)).unwrap_or(0));
-        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+        Some(Self {
+            passed: count("passed")?,
+            failed: count("failed")?,
+            ignored: count("ignored")?,
+            measured: count("measured")?,
+        })
     }
 }
 
@@ -159,6 +239,13 @@ fn number_of(part: &str, what: &str) -> Option<u64> {
     value.trim().parse().ok()
 }
 
+fn is_summary(line: &str) -> bool {
+    line.starts_with("test result: ") || is_json_summary(line)
+}
+
+/// The beginning of the first line with `-- --format json`.
+const JSON_BEGIN: &str = "{ \"type\": \"suite\", \"event\": \"started\"";
+
 /// With `-- --format json` the user gets that format, and we its summary.
 fn is_json_summary(line: &str) -> bool {
     line.starts_with("{ \"type\": \"suite\", \"event\": ") && line.contains("\"passed\":")
@@ -166,7 +253,8 @@ fn is_json_summary(line: &str) -> bool {
 
 /// Whether the standard harness, or one that imitates it, announced its tests.
 fn has_preamble(stdout: &str) -> bool {
-    preamble_end(stdout).is_some() || stdout.starts_with("{ \"type\": \"suite\", \"event\": \"started\"")
+    // A runner or a constructor may have printed something before.
+    stdout.lines().any(|line| is_announcement(line) || line.starts_with(JSON_BEGIN))
 }
 
 /// Where the announcement `running 1 test` at the beginning of the output ends.

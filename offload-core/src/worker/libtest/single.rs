@@ -1,5 +1,6 @@
 //! One process for one test: the form in which tests share nothing.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::capture::{Capture, Lines, Overlong};
@@ -9,8 +10,69 @@ use super::slot::{Slot, has_flag, start_error};
 use crate::framework::{Captured, TestOutcome, TestResult};
 use crate::worker::{Harness, Message, RunItem, TestKey, Unit};
 
+/// What the harness writes to standard error where it is asked for a log.
+const LOG_WARNING: &str = "warning: `--logfile` is deprecated\n";
+
 /// Runs one test in one process.
 pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool) {
+    match execute(slot, item, unit, no_capture, None) {
+        Executed::Ended(result) => slot.conclude(item, *result),
+        Executed::GivenBack => give_back(slot, item),
+        Executed::Unsaid(_) => run_again(slot, item, unit, no_capture),
+    }
+}
+
+/// Runs a test of which it was said that it has started in a process of its own, with a log.
+pub(super) fn run_again(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool) {
+    match execute_with_log(slot, item, unit, no_capture) {
+        Some(result) => slot.conclude(item, result),
+        None => give_back(slot, item),
+    }
+}
+
+fn give_back(slot: &mut Slot, item: &RunItem) {
+    slot.release();
+    slot.emit(slot.mailbox.give_back(item.key));
+}
+
+/// What became of a process.
+enum Executed {
+    Ended(Box<TestResult>),
+    /// It was ended because the test is not wanted here any more.
+    GivenBack,
+    /// It ended as if all were well, but the harness was not heard to say so.
+    Unsaid(Box<TestResult>),
+}
+
+/// Runs a test again whose process exited with code 0 without a word of the harness. Only a log tells a test that has closed
+/// or redirected its standard output from one that has left with `std::process::exit`; a log for every test would cost
+/// each of them. `None`: it was given back.
+fn execute_with_log(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool) -> Option<TestResult> {
+    let log = match tempfile::Builder::new().prefix("offload-log-").tempfile() {
+        Ok(log) => log,
+        Err(error) => {
+            return Some(TestResult::new(TestOutcome::Error, Duration::ZERO).with_message(format!(
+                "the test's process exited with code 0 without a word of the harness, and no file can be made in the \
+                 directory for temporary files into which the harness could write it: {error}"
+            )));
+        }
+    };
+    match execute(slot, item, unit, no_capture, Some(log.path())) {
+        Executed::Ended(result) => Some(*result),
+        Executed::GivenBack => None,
+        Executed::Unsaid(mut result) => {
+            let text = std::fs::read(log.path()).unwrap_or_default();
+            let reading = outcome::of_log(&String::from_utf8_lossy(&text), &item.name);
+            (result.outcome, result.message) = (reading.outcome, reading.message);
+            if let Some(own) = result.stderr.text.strip_prefix(LOG_WARNING) {
+                result.stderr.text = own.to_owned();
+            }
+            Some(*result)
+        }
+    }
+}
+
+fn execute(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, log: Option<&Path>) -> Executed {
     let mut command = slot.command(unit);
     if unit.harness == Harness::Libtest {
         // A flag given twice is refused, so those that the user gave are left to them.
@@ -23,12 +85,17 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
             // The pipes capture; and what other threads and children of the test write is then captured with it.
             command.arg("--nocapture");
         }
+        if let Some(log) = log {
+            command.arg("--logfile").arg(log);
+        }
     }
     command.args(&unit.extra_args);
 
     let began = Instant::now();
     let process = Process::start(&mut command);
-    slot.hold(Message::Started { key: item.key });
+    if log.is_none() {
+        slot.hold(Message::Started { key: item.key });
+    }
     if no_capture {
         slot.release();
     }
@@ -36,7 +103,7 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
         Ok(process) => process,
         Err(error) => {
             let result = TestResult::new(TestOutcome::Error, Duration::ZERO).with_message(start_error(unit, &error));
-            return slot.conclude(item, result);
+            return Executed::Ended(Box::new(result));
         }
     };
     // The command's strings are of no use any more, and freeing them overlaps with the process.
@@ -56,24 +123,25 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
     output.flush();
     let (mut stdout, stderr) = (output.stdout.finish(), output.stderr.finish());
 
+    let mut unsaid = false;
     let mut result = match ended {
         Err(error) => TestResult::new(TestOutcome::Error, began.elapsed())
             .with_message(format!("the test's process could not be watched and was ended: {error}")),
         Ok(end) => {
             let duration = end.at - began;
             let mut result = match end.by {
-                EndedBy::Order => {
-                    slot.release();
-                    return slot.emit(slot.mailbox.give_back(item.key));
-                }
+                EndedBy::Order => return Executed::GivenBack,
                 EndedBy::TimeLimit => TestResult::new(TestOutcome::TimedOut, duration)
                     .with_message(outcome::timeout_message(limit.unwrap_or(duration))),
                 EndedBy::Itself => {
                     let reading = match unit.harness {
-                        Harness::Opaque => outcome::of_opaque(end.status, &stderr.text),
-                        _ => outcome::of_libtest(end.status, &item.name, &stdout.text, &stderr.text),
+                        Harness::Opaque => Some(outcome::of_opaque(end.status, &stderr.text)),
+                        _ => outcome::of_libtest(end.status, &item.name, (&stdout, &stderr), unit.custom_harness),
                     };
-                    TestResult { message: reading.message, ..TestResult::new(reading.outcome, duration) }
+                    unsaid = reading.is_none();
+                    let (outcome, message) =
+                        reading.map_or((TestOutcome::Crashed, None), |reading| (reading.outcome, reading.message));
+                    TestResult { message, ..TestResult::new(outcome, duration) }
                 }
             };
             result.leaky = end.leaky;
@@ -86,7 +154,7 @@ pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool
         }
         (result.stdout, result.stderr) = (stdout, stderr);
     }
-    slot.conclude(item, result);
+    if unsaid { Executed::Unsaid(Box::new(result)) } else { Executed::Ended(Box::new(result)) }
 }
 
 /// What the process of one test writes.

@@ -215,6 +215,7 @@ mod tests {
     fn unit(program: &str, cwd: &str) -> Unit {
         Unit {
             harness: Harness::Libtest,
+            custom_harness: false,
             program: program.into(),
             args: Vec::new(),
             extra_args: Vec::new(),

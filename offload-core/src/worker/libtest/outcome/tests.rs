@@ -1,5 +1,14 @@
 use super::*;
 
+fn read(status: ExitStatus, name: &str, stdout: &str, stderr: &str) -> Reading {
+    of_libtest(status, name, (&stdout.to_owned().into(), &stderr.to_owned().into()), true).unwrap()
+}
+
+/// Whether output at exit code 0 leaves no doubt.
+fn says_enough(stdout: &str) -> bool {
+    of_libtest(exited(0), "a::b", (&stdout.to_owned().into(), &Captured::default()), false).is_some()
+}
+
 fn exited(code: i32) -> ExitStatus {
     ExitStatus::from_raw(code << 8)
 }
@@ -13,17 +22,37 @@ const PASSED: &str = "\nrunning 1 test\nhello\ntest a::b ... ok\n\ntest result: 
 
 #[test]
 fn a_pass_needs_the_summary() {
-    assert_eq!(of_libtest(exited(0), "a::b", PASSED, "").outcome, TestOutcome::Passed);
+    assert_eq!(read(exited(0), "a::b", PASSED, "").outcome, TestOutcome::Passed);
     let cut = PASSED.split("test result").next().unwrap();
-    let reading = of_libtest(exited(0), "a::b", cut, "");
+    let reading = read(exited(0), "a::b", cut, "");
     assert_eq!(reading.outcome, TestOutcome::Crashed);
     assert!(reading.message.unwrap().contains("exited with code 0 in the middle of the test"));
 }
 
 #[test]
+fn the_standard_harness_has_the_last_word() {
+    assert!(says_enough(PASSED));
+    assert!(says_enough(&format!("printed before main\n{PASSED}")));
+    assert!(says_enough(&PASSED.replace("hello", PASSED)), "a test that runs tests itself");
+    for unsaid in ["", "hello\n", "\nrunning 1 test\n", "printed before main\n\nrunning 1 test\nhello\n"] {
+        assert!(!says_enough(unsaid), "{unsaid}");
+    }
+    assert!(!says_enough(&format!("\nrunning 1 test\n{PASSED}")), "a test that ran tests itself and then left");
+    assert!(!says_enough(&PASSED.replace("ok. 1 passed", "ok. 2 passed")));
+}
+
+#[test]
+fn a_log_has_the_result() {
+    assert_eq!(of_log("ok a::b\n", "a::b").outcome, TestOutcome::Passed);
+    assert_eq!(of_log("failed a::b\n", "a::b").outcome, TestOutcome::Failed);
+    assert_eq!(of_log("ignored: slow a::b\n", "a::b"), Reading::new(TestOutcome::Skipped, "slow"));
+    assert_eq!(of_log("", "a::b").outcome, TestOutcome::Crashed);
+}
+
+#[test]
 fn a_summary_that_the_test_printed_does_not_count() {
     let stdout = "\nrunning 1 test\ntest result: ok. 1 passed; 0 failed; 0 ignored\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\n";
-    assert_eq!(of_libtest(exited(101), "a", stdout, "").outcome, TestOutcome::Failed);
+    assert_eq!(read(exited(101), "a", stdout, "").outcome, TestOutcome::Failed);
 }
 
 #[test]
@@ -31,20 +60,20 @@ fn the_json_summary_of_the_users_choice_is_understood() {
     let stdout = "{ \"type\": \"suite\", \"event\": \"started\", \"test_count\": 1 }\n{ \"type\": \"suite\", \"event\": \
                   \"ok\", \"passed\": 1, \"failed\": 0, \"ignored\": 0, \"measured\": 0, \"filtered_out\": 6, \
                   \"exec_time\": 0.000093 }\n";
-    assert_eq!(of_libtest(exited(0), "a", stdout, "").outcome, TestOutcome::Passed);
+    assert_eq!(read(exited(0), "a", stdout, "").outcome, TestOutcome::Passed);
 }
 
 #[test]
 fn a_harness_without_a_summary_is_judged_by_its_exit() {
-    let reading = of_libtest(exited(0), "bench", "Testing bench\nSuccess\n", "");
+    let reading = read(exited(0), "bench", "Testing bench\nSuccess\n", "");
     assert_eq!(reading.outcome, TestOutcome::Passed);
-    let reading = of_libtest(exited(1), "bench", "Testing bench\n", "it broke\n");
+    let reading = read(exited(1), "bench", "Testing bench\n", "it broke\n");
     assert_eq!((reading.outcome, reading.message.as_deref()), (TestOutcome::Failed, Some("exit code 1: it broke")));
 }
 
 #[test]
 fn refused_arguments_are_no_failure() {
-    let reading = of_libtest(exited(101), "a", "", "error: Unrecognized option: 'frob'\n");
+    let reading = read(exited(101), "a", "", "error: Unrecognized option: 'frob'\n");
     assert_eq!(reading.outcome, TestOutcome::Error);
     assert_eq!(reading.message.as_deref(), Some("the test binary refused its arguments: Unrecognized option: 'frob'"));
 }
@@ -118,7 +147,7 @@ fn panics_are_found_in_all_forms() {
 #[test]
 fn a_failure_of_a_harness_that_imitates_is_read() {
     let stdout = "running 1 test\ntest a ... FAILED\n\nfailures:\n\n---- a ----\nnot equal\n\nfailures:\n    a\n\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\n";
-    let reading = of_libtest(exited(101), "a", stdout, "");
+    let reading = read(exited(101), "a", stdout, "");
     assert_eq!((reading.outcome, reading.message.as_deref()), (TestOutcome::Failed, Some("not equal")));
 }
 

