@@ -57,6 +57,7 @@ pub struct Orchestrator {
     history: History,
     cancel: CancelHandle,
     no_capture: bool,
+    tests_required: bool,
     env: BTreeMap<String, String>,
 }
 
@@ -83,6 +84,7 @@ impl Orchestrator {
             history,
             cancel: CancelHandle::new(),
             no_capture: false,
+            tests_required: false,
             env: BTreeMap::new(),
         }
     }
@@ -97,6 +99,12 @@ impl Orchestrator {
     #[must_use]
     pub fn with_no_capture(self, no_capture: bool) -> Self {
         Self { no_capture, ..self }
+    }
+
+    /// Makes it a problem of the run when there is no test to run.
+    #[must_use]
+    pub fn with_tests_required(self, tests_required: bool) -> Self {
+        Self { tests_required, ..self }
     }
 
     /// Sets variables for everything in the sandboxes.

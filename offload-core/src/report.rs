@@ -14,7 +14,7 @@ pub mod trace;
 
 use std::path::PathBuf;
 
-use crate::event::TimedEvent;
+use crate::event::{RunSummary, TimedEvent};
 
 pub use atomic::ensure_writable;
 pub use junit::MasterJunitReport;
@@ -46,6 +46,26 @@ pub trait Reporter: Send {
 
     /// Refreshes what shows the passing of time. Called a few times a second.
     fn tick(&mut self) {}
+
+    /// Writes a file that other reports have nothing to do with (history, trace). Called once, before the totals are final.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError`] when it cannot be written. It becomes a problem of the run, which the other reports include.
+    fn save(&mut self) -> Result<(), ReportError> {
+        Ok(())
+    }
+
+    /// Writes a file of results. Called once, after [`save`](Self::save) of every reporter and before the last event,
+    /// with the totals so far.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError`] when it cannot be written. It becomes a problem of the run.
+    fn save_results(&mut self, totals: &RunSummary) -> Result<(), ReportError> {
+        let _ = totals;
+        Ok(())
+    }
 
     /// Writes what is written at the end. Called once, after the last event.
     ///

@@ -503,10 +503,12 @@ class Controller:
         hook = self.config.hook
         if self._logstart is not None:
             self._logstart(nodeid=attempt.nodeid, location=attempt.location)
+        log = hook.pytest_runtest_logreport
         if attempt.will_retry:
             attempt_reports = reports.as_rerun(attempt_reports)
+            log = junit.without(self.config, log)
         for report in attempt_reports:
-            hook.pytest_runtest_logreport(report=report)
+            log(report=report)
         hook.pytest_runtest_logfinish(nodeid=attempt.nodeid, location=attempt.location)
         self._logged[attempt.key] = attempt.worker
         self._stop_after(attempt.key)

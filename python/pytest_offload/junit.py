@@ -10,6 +10,16 @@ import pytest
 from _pytest.junitxml import xml_key
 
 
+def without(config: pytest.Config, hook: Any) -> Any:
+    """The hook of a report, for an attempt that is repeated.
+
+    An element is one test, and begins with its last attempt: pytest's report would open another one for each worker,
+    and count what had passed before the failure.
+    """
+    xml: Any = config.stash.get(xml_key, None)
+    return hook if xml is None else config.pluginmanager.subset_hook_caller(hook.name, [xml])
+
+
 @contextlib.contextmanager
 def reopened(config: pytest.Config, report: pytest.TestReport) -> Iterator[None]:
     """While this lasts, a report on a test that had passed and was complete goes into the element that the test has."""

@@ -99,7 +99,7 @@ def received(config: pytest.Config, text: str, attempt: Attempt, node: WorkerNod
         attributes = data.pop("$xml_attributes", ())
         report = revived(config, data)
         _mark(report, attempt, node)
-        if attributes:
+        if attributes and not attempt.will_retry:
             _add_xml_attributes(config, report, attributes)
         reports.append(report)
     return reports

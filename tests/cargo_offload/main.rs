@@ -30,6 +30,7 @@ mod output;
 mod overlap;
 mod pytest_workers;
 mod remote;
+mod run_problems;
 mod secrets;
 mod ssh;
 mod verdicts;

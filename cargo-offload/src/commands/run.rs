@@ -29,7 +29,7 @@ use crate::cli::cargo::{CargoRunArgs, SelectionArgs};
 use crate::cli::offload::{ImageArgs, OffloadRunArgs};
 use crate::cli::typed::take_from_harness;
 use crate::cli::{Color, CommonArgs, ExecutionArgs, MessageFormat, NoTests, ProgressArg, ReportArgs};
-use crate::failure::{NOTHING_RUN, Outcome};
+use crate::failure::Outcome;
 use crate::settings::{Overrides, Settings};
 use crate::signals::cancel_on_signals;
 
@@ -278,6 +278,7 @@ impl Run<'_> {
             let orchestrator = Orchestrator::new(config, provider, framework, &copy_dirs, false)
                 .with_reporters(reporters)
                 .with_no_capture(self.execution.no_capture)
+                .with_tests_required(self.execution.no_tests == NoTests::Fail)
                 .with_env(self.env);
             let signals = cancel_on_signals(orchestrator.cancel_handle())
                 .context("signals cannot be handled, so the run could not be interrupted")?;
@@ -288,16 +289,12 @@ impl Run<'_> {
         for error in &result.report_errors {
             let _ = writeln!(std::io::stderr(), "error: {error}");
         }
-        let nothing_to_run = result.summary.total == result.summary.skipped;
-        if self.filtered && result.summary.total == 0 && result.exit_code() == 0 {
+        let complete = result.exit_code() == 0 || self.execution.no_tests == NoTests::Fail;
+        if self.filtered && result.summary.total == 0 && complete {
             let _ = writeln!(
                 std::io::stderr(),
                 "note: no test matches the filters; `cargo offload list` shows the names of all"
             );
-        }
-        if nothing_to_run && result.exit_code() == 0 && self.execution.no_tests == NoTests::Fail {
-            let _ = writeln!(std::io::stderr(), "error: there was no test to run, and --no-tests=fail was given");
-            return Ok(NOTHING_RUN);
         }
         Ok(result.exit_code())
     }

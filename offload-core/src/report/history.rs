@@ -314,7 +314,7 @@ impl Reporter for HistoryReporter {
         }
     }
 
-    fn finish(&mut self) -> Result<(), ReportError> {
+    fn save(&mut self) -> Result<(), ReportError> {
         let _turn = atomic::Turn::wait(&self.path);
         // What cannot be read must not be replaced either: it may be somebody's only history.
         let (mut history, warnings) = History::load(&self.path).map_err(|source| ReportError {

@@ -13,6 +13,10 @@
 //! | an earlier attempt of a test that passed in the end | `<flakyFailure>`, `<flakyError>` |
 //! | an earlier attempt of a test that failed in the end | `<rerunFailure>`, `<rerunError>` |
 //!
+//! What broke the run as a whole (a target that does not compile, tests that could not be listed, sandboxes that do not
+//! work, a report that cannot be written, Ctrl-C) is a test case with an `<error>`, too, in a suite of its own at the end,
+//! [`RUN_SUITE`]: whatever makes the exit code non-zero has an element.
+//!
 //! The schema has no properties of a test case. So the sandboxes on which a test ran are a property of its suite,
 //! named `sandbox:` and the test's name; several attempts give several ids, joined by `, `.
 //!
@@ -27,7 +31,7 @@ use std::time::Duration;
 use quick_xml::events::{BytesDecl, BytesEnd, BytesStart, BytesText, Event};
 
 use super::{ReportError, Reporter, atomic, text};
-use crate::event::{Attempt, RunEvent, TestInfo, TimedEvent};
+use crate::event::{Attempt, RunEvent, RunSummary, StopReason, TestInfo, TimedEvent};
 use crate::framework::{Captured, TestOutcome};
 
 /// What one stream of one failed attempt may take in the report.
@@ -46,6 +50,9 @@ const EXCERPT_LIMIT: usize = 4 * 1024;
 /// Before the name of a test, in the name of the property that tells its sandbox.
 pub(super) const SANDBOX_PROPERTY: &str = "sandbox:";
 
+/// The suite of what concerns the run and no test.
+pub const RUN_SUITE: &str = "problems of the run";
+
 /// The JUnit report of a whole run.
 ///
 /// As a [`Reporter`] it collects test by test and writes the file at the end. It can be used by itself, too:
@@ -57,6 +64,10 @@ pub struct MasterJunitReport {
     duration: Duration,
     cases: Vec<Case>,
     kept_output: usize,
+    /// What hid tests or broke the run.
+    problems: Vec<String>,
+    interrupted: bool,
+    saved: bool,
 }
 
 /// One test, reduced to what the report says of it.
@@ -98,10 +109,26 @@ struct FailedAttempt {
     stderr: String,
 }
 
+/// What concerns the run and no test.
+struct RunError<'a> {
+    name: String,
+    kind: &'static str,
+    text: &'a str,
+}
+
 impl MasterJunitReport {
     /// A report without tests, to be written to `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), started_at: None, duration: Duration::ZERO, cases: Vec::new(), kept_output: 0 }
+        Self {
+            path: path.into(),
+            started_at: None,
+            duration: Duration::ZERO,
+            cases: Vec::new(),
+            kept_output: 0,
+            problems: Vec::new(),
+            interrupted: false,
+            saved: false,
+        }
     }
 
     /// Where the report is written.
@@ -126,9 +153,19 @@ impl MasterJunitReport {
                     case.fail_late(failure);
                 }
             }
-            RunEvent::RunFinished { summary } => self.duration = summary.duration,
+            RunEvent::Problem { text } => {
+                let text = self.keep(text, 0);
+                self.problems.push(text);
+            }
+            RunEvent::Stopping { reason: StopReason::Interrupted } => self.interrupted = true,
+            RunEvent::RunFinished { summary } => self.add_totals(summary),
             _ => {}
         }
+    }
+
+    fn add_totals(&mut self, totals: &RunSummary) {
+        self.duration = totals.duration;
+        self.interrupted |= totals.stopped == Some(StopReason::Interrupted);
     }
 
     /// The report as it stands.
@@ -203,7 +240,10 @@ impl MasterJunitReport {
         }
         let mut xml = Xml(quick_xml::Writer::new_with_indent(writer, b' ', 2));
         xml.0.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
-        let totals = Counts::of(&self.cases);
+        let mut totals = Counts::of(&self.cases);
+        let run_errors = self.run_errors();
+        totals.tests += run_errors.len();
+        totals.errors += run_errors.len();
         xml.open(
             "testsuites",
             &[
@@ -218,8 +258,50 @@ impl MasterJunitReport {
             cases.sort_by_key(|case| (&case.test.name, &case.test.group));
             self.write_suite(&mut xml, suite, &cases)?;
         }
+        self.write_run_errors(&mut xml, &run_errors)?;
         xml.close("testsuites")?;
         xml.0.get_mut().write_all(b"\n")
+    }
+
+    fn run_errors(&self) -> Vec<RunError<'_>> {
+        let problems = self.problems.iter().enumerate();
+        let mut errors: Vec<_> =
+            problems.map(|(i, text)| RunError { name: format!("problem {}", i + 1), kind: "problem", text }).collect();
+        if self.interrupted {
+            errors.push(RunError {
+                name: "interrupted".to_owned(),
+                kind: "interrupted",
+                text: "the run was interrupted",
+            });
+        }
+        errors
+    }
+
+    fn write_run_errors(&self, xml: &mut Xml<'_>, errors: &[RunError<'_>]) -> io::Result<()> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let count = errors.len().to_string();
+        let timestamp = self.started_at.map(utc);
+        let mut attributes = vec![
+            ("name", RUN_SUITE),
+            ("tests", &count),
+            ("failures", "0"),
+            ("errors", &count),
+            ("skipped", "0"),
+            ("time", "0.000"),
+        ];
+        if let Some(timestamp) = &timestamp {
+            attributes.push(("timestamp", timestamp));
+        }
+        xml.open("testsuite", &attributes)?;
+        for error in errors {
+            xml.open("testcase", &[("name", &error.name), ("classname", RUN_SUITE), ("time", "0.000")])?;
+            let message = error.text.trim().lines().next().unwrap_or_default();
+            xml.text("error", &[("type", error.kind), ("message", message)], error.text)?;
+            xml.close("testcase")?;
+        }
+        xml.close("testsuite")
     }
 
     fn write_suite(&self, xml: &mut Xml<'_>, suite: &str, cases: &[&Case]) -> io::Result<()> {
@@ -263,8 +345,14 @@ impl Reporter for MasterJunitReport {
         self.add_event(event);
     }
 
-    fn finish(&mut self) -> Result<(), ReportError> {
+    fn save_results(&mut self, totals: &RunSummary) -> Result<(), ReportError> {
+        self.add_totals(totals);
+        self.saved = true;
         self.write()
+    }
+
+    fn finish(&mut self) -> Result<(), ReportError> {
+        if self.saved { Ok(()) } else { self.write() }
     }
 }
 

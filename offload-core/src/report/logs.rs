@@ -196,7 +196,7 @@ pub fn render(tests: &[LoggedTest], filter: &LogFilter, color: bool) -> String {
         }
     }
     if shown == 0 {
-        let _ = match tests.len() {
+        let _ = match tests.iter().filter(|test| test.suite != super::junit::RUN_SUITE).count() {
             0 => writeln!(out, "there was no test in the last run"),
             n => writeln!(out, "no test of the last run is selected (it had {})", text::count(n, "test")),
         };
@@ -217,7 +217,7 @@ fn label(kind: &str) -> &'static str {
     match kind {
         "timed_out" => "TIMEOUT",
         "crashed" => "CRASH",
-        "error" => "ERROR",
+        "error" | "problem" | "interrupted" => "ERROR",
         "not_run" => "NOT RUN",
         _ => "FAIL",
     }

@@ -57,7 +57,7 @@ impl Reporter for TraceReporter {
         }
     }
 
-    fn finish(&mut self) -> Result<(), ReportError> {
+    fn save(&mut self) -> Result<(), ReportError> {
         let names = self.tracks.iter().map(|(sandbox, track)| {
             json!({ "name": "thread_name", "ph": "M", "pid": 1, "tid": track, "args": { "name": &**sandbox } })
         });

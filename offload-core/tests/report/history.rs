@@ -13,7 +13,7 @@ fn runs_add_to_the_file() {
         let mut run = Run::start(&mut reporter);
         run.test(&test("pkg", "a"), vec![result(Passed, millis)]);
         run.test(&test("pkg", "b"), vec![result(Failed, 5), result(Passed, millis)]);
-        reporter.finish().unwrap();
+        reporter.save().unwrap();
     }
     insta::assert_snapshot!(std::fs::read_to_string(&path).unwrap(), @r#"
     {"id":"pkg a","passed":{"n":3,"samples":[0.01,0.02,0.03]}}
@@ -32,8 +32,8 @@ fn two_runs_at_once_both_count() {
     let mut second = HistoryReporter::new(&path, 20);
     Run::start(&mut first).test(&test("s", "first"), vec![result(Passed, 1)]);
     Run::start(&mut second).test(&test("s", "second"), vec![result(Passed, 1)]);
-    first.finish().unwrap();
-    second.finish().unwrap();
+    first.save().unwrap();
+    second.save().unwrap();
     assert_eq!(History::load(&path).unwrap().0.len(), 2);
 }
 
@@ -51,7 +51,7 @@ fn runs_that_end_at_the_same_moment_all_count() {
                     let mut run = Run::start(&mut reporter);
                     run.test(&test("s", "all"), vec![result(Passed, 1)]);
                     run.test(&test("s", &format!("{thread} {number}")), vec![result(Passed, 1)]);
-                    reporter.finish().unwrap();
+                    reporter.save().unwrap();
                 }
             });
         }
@@ -70,7 +70,7 @@ fn what_did_not_execute_teaches_nothing() {
     let path = dir.path().join("h.jsonl");
     let mut reporter = HistoryReporter::new(&path, 20);
     everything(&mut reporter);
-    reporter.finish().unwrap();
+    reporter.save().unwrap();
     let (history, _) = History::load(&path).unwrap();
     for id in ["pkg gone", "pkg ignored", "pkg waits"] {
         assert_eq!(history.expected(id), None, "{id}");
@@ -81,7 +81,7 @@ fn what_did_not_execute_teaches_nothing() {
 #[test]
 fn a_history_that_cannot_be_read_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    let error = HistoryReporter::new(dir.path(), 20).finish().unwrap_err().to_string();
+    let error = HistoryReporter::new(dir.path(), 20).save().unwrap_err().to_string();
     assert!(error.starts_with("cannot write the test history to "), "{error}");
     assert!(error.ends_with("make it readable, or name another file in `history.path`"), "{error}");
 }

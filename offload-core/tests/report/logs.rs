@@ -52,6 +52,9 @@ fn errors_are_tests_that_could_not_be_executed() {
       no such test in the binary
     NOT RUN [   0.000s] pkg waits
       not run: interrupted
+      ERROR [   0.000s] problems of the run problem 1
+      cannot build `other`: 1 error
+      mend it
     "#);
 }
 

@@ -91,7 +91,11 @@ impl Dispatcher<'_> {
             }
         }
         self.settle_the_rest();
+        if self.orchestrator.tests_required && self.has_nothing_to_run() {
+            self.problem("there was no test to run, and --no-tests=fail was given".to_owned());
+        }
         self.result.summary.duration = self.now();
+        self.save_reports();
         self.result.summary.exit_code = exit_code(&self.result.summary);
         self.emit(RunEvent::RunFinished { summary: self.result.summary.clone() });
         for reporter in &mut self.reporters {
@@ -110,6 +114,26 @@ impl Dispatcher<'_> {
             Report::LateFailure(key, result) => self.on_late_failure(key, *result),
             Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             _ => {}
+        }
+    }
+
+    /// No test, or skipped ones only, and nothing else that would tell why.
+    fn has_nothing_to_run(&self) -> bool {
+        let summary = &self.result.summary;
+        summary.total == summary.skipped && exit_code(summary) == 0
+    }
+
+    /// Writes files while a failure to do so can still become part of the results.
+    fn save_reports(&mut self) {
+        let errors: Vec<_> = self.reporters.iter_mut().filter_map(|reporter| reporter.save().err()).collect();
+        for error in errors {
+            self.problem(error.to_string());
+        }
+        let totals = self.result.summary.clone();
+        let errors: Vec<_> =
+            self.reporters.iter_mut().filter_map(|reporter| reporter.save_results(&totals).err()).collect();
+        for error in errors {
+            self.problem(error.to_string());
         }
     }
 

@@ -1,0 +1,57 @@
+"""The report of `--junitxml`: each test once and under its name, whatever was tried again where."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+
+import pytest
+from conftest import Runner
+
+#: Tests that fail at first, in every phase, on whichever worker they run.
+FAILS_AT_FIRST = """
+import pathlib
+def first(name):
+    path = pathlib.Path(__file__).with_name("tried-" + name)
+    tried = path.exists()
+    path.touch()
+    return not tried
+
+@pytest.fixture
+def sets_up(request):
+    assert not first(request.node.name + "-setup")
+
+@pytest.fixture
+def tears_down(request):
+    yield
+    assert not first(request.node.name + "-teardown")
+
+@pytest.mark.parametrize("number", range(3))
+def test_call(request, number): assert not first(request.node.name)
+@pytest.mark.parametrize("number", range(3))
+def test_setup(sets_up, number): pass
+@pytest.mark.parametrize("number", range(3))
+def test_teardown(tears_down, number): pass
+@pytest.mark.parametrize("number", range(3))
+def test_call_and_teardown(request, tears_down, number): assert not first(request.node.name)
+def test_always(tears_down): assert False
+def test_passes(): pass
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["", "--offload-isolation=test"])
+def test_each_test_is_there_once_whatever_was_tried_again(run: Runner, workers: int, mode: str) -> None:
+    run.write(test_tried=FAILS_AT_FIRST, test_other="def test_other(): pass")
+    run.workers = workers
+    outcome = run.offload("--offload-retries=3", "--junitxml=report.xml", *([mode] if mode else []))
+    assert outcome.exit_code == 1, outcome.text
+    suite = ElementTree.parse(run.path / "report.xml").getroot()[0]
+    cases = list(suite.iter("testcase"))
+    names = Counter(f"{case.get('classname')}::{case.get('name')}" for case in cases)
+    assert (len(names), set(names.values())) == (15, {1}), names
+    broken = {case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None}
+    assert broken == {"test_always"}
+    assert suite.get("failures") == "1"
+    elements = sum(len(case.findall("failure")) + len(case.findall("error")) for case in cases)
+    assert int(suite.get("failures", "")) + int(suite.get("errors", "")) == elements
