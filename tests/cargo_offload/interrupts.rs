@@ -109,3 +109,41 @@ fn two_runs_at_once_do_not_disturb_each_other() {
         }
     });
 }
+
+/// Time during which the runner itself is stopped is nobody's: no test runs out of it.
+#[test]
+fn a_runner_that_was_stopped_invents_no_time_outs() {
+    let library = r#"
+#[test] fn waits() {
+    let dir = std::path::PathBuf::from(std::env::var("STARTED_DIR").unwrap());
+    std::fs::write(dir.join("started"), "").unwrap();
+    while !dir.join("go").exists() { std::thread::sleep(std::time::Duration::from_millis(10)); }
+}
+#[test] fn ends_while_nobody_looks() {
+    let dir = std::path::PathBuf::from(std::env::var("STARTED_DIR").unwrap());
+    std::fs::write(dir.join("started too"), "").unwrap();
+    while !dir.join("stopped").exists() { std::thread::sleep(std::time::Duration::from_millis(10)); }
+}
+"#;
+    let workspace = Workspace::package("stopped_runner", library);
+    workspace.offload(["--lib", "no_such_test"]).exits(0);
+    for isolation in ["process", "binary"] {
+        let (reports, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut command = cargo_offload(&workspace.dir);
+        command.args(["--lib", "-j", "2", "--timeout", "2", "--isolation", isolation]);
+        command.env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path()).env("STARTED_DIR", dir.path());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        // In a batch, one of the two comes after the other.
+        let first = || dir.path().join("started").exists() || dir.path().join("started too").exists();
+        wait_until("a test has started", first);
+        kill_process(pid, Signal::STOP).unwrap();
+        std::fs::write(dir.path().join("stopped"), "").unwrap();
+        // Longer than the limit: what is tested is that this does not count.
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        kill_process(pid, Signal::CONT).unwrap();
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        let run = Run::from_output(child.wait_with_output().unwrap(), reports);
+        run.exits(0).says("2 tests: 2 passed");
+    }
+}

@@ -188,3 +188,44 @@ fn main() {
         assert!(run.text().contains("1 test: "), "{}", run.text());
     }
 }
+
+/// Cargo lets one build at a time into a target directory. A test that calls it waits, and that is not its time.
+#[test]
+fn the_clock_of_a_test_that_waits_for_the_build_stands_still() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = r#"
+#[cfg(test)]
+#[test] fn calls_cargo() {
+    std::fs::write(std::env::var("MARKER").unwrap(), "").unwrap();
+    let status = std::process::Command::new(env!("CARGO")).args(["build", "--offline", "--package", "early"]).status();
+    assert!(status.unwrap().success());
+}
+"#;
+    let build_script = r#"
+fn main() {
+    let marker = std::env::var("MARKER").unwrap();
+    for _ in 0..3000 {
+        // Longer than the limit.
+        if std::path::Path::new(&marker).exists() { return std::thread::sleep(std::time::Duration::from_secs(4)); }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("no test has run while this was being built");
+}
+"#;
+    let files = [
+        ("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"early\", \"late\"]\n"),
+        ("early/Cargo.toml", &*member("early")),
+        ("early/src/lib.rs", library),
+        ("late/Cargo.toml", &*member("late")),
+        ("late/build.rs", build_script),
+        ("late/src/lib.rs", ""),
+    ];
+    for (path, text) in files {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let mut command = cargo_offload(dir.path());
+    command.env("MARKER", dir.path().join("marker"));
+    Run::new(command, ["--build-jobs", "2", "--timeout", "3"]).exits(0).says("1 test: 1 passed");
+}

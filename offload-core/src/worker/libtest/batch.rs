@@ -64,7 +64,8 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
         complete: false,
         strayed: Stray::new(slot.options.output_limit),
     };
-    let ended = process.watch(slot.limits(), &slot.mailbox, &mut follower, &mut slot.buffer);
+    let is_paused = slot.is_paused();
+    let ended = process.watch(slot.limits(), &is_paused, &slot.mailbox, &mut follower, &mut slot.buffer);
     let (useful, doubtful) = follower.finish(ended);
     put_back(slot, pending.rest());
     if let Some(item) = doubtful {

@@ -58,7 +58,8 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
         lines: Lines::new(64 << 10, Overlong::Split),
         stderr: Capture::new(slot.options.output_limit),
     };
-    let ended = process.watch(slot.limits(), &slot.mailbox, &mut reader, &mut slot.buffer);
+    let is_paused = slot.is_paused();
+    let ended = process.watch(slot.limits(), &is_paused, &slot.mailbox, &mut reader, &mut slot.buffer);
     reader.finish(ended);
 }
 

@@ -31,6 +31,12 @@ const GATHER: Duration = Duration::from_millis(1);
 /// How often a process is asked whether it has ended, where the system has no descriptor for that.
 const ASK: Duration = Duration::from_millis(10);
 
+/// How often it is looked whether time passes for a process that has a time limit.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A wait that takes so much longer than it was to take was not ours: this process was stopped, or the machine slept.
+const STOPPED: Duration = Duration::from_millis(500);
+
 /// How long a program that is being written to by somebody else ("text file busy") is tried again.
 const BUSY_TRIES: u32 = 40;
 
@@ -116,10 +122,12 @@ impl Process {
         Ok(Self { child, group, stdout, stderr, ended: end_descriptor(group), reaped: false })
     }
 
-    /// Watches the process until it has ended; `buffer` is where output passes through.
+    /// Watches the process until it has ended; `buffer` is where output passes through. The time during which this process
+    /// was stopped, or `is_paused` says so, is not the test's.
     pub(super) fn watch(
         mut self,
         limits: Limits,
+        is_paused: &dyn Fn() -> bool,
         mailbox: &Mailbox,
         observer: &mut dyn Observer,
         buffer: &mut [u8],
@@ -132,14 +140,25 @@ impl Process {
         let mut killed = false;
         let mut read_from = (!observer.wants_output_early()).then(|| Instant::now() + UNREAD);
         let mut settled_in = false;
+        // The deadline as the observer knows it, and the time that has not counted since it last changed.
+        let (mut known_deadline, mut uncounted) = (None, Duration::ZERO);
         loop {
             let now = Instant::now();
+            let deadline = observer.deadline();
+            if deadline != known_deadline {
+                (known_deadline, uncounted) = (deadline, Duration::ZERO);
+            }
             let limit = match kill_at.or(finish_by) {
                 _ if killed => None,
-                None => observer.deadline(),
+                None => deadline.and_then(|deadline| deadline.checked_add(uncounted)),
                 ordered => ordered,
             };
             if limit.is_some_and(|limit| limit <= now) {
+                // It may have ended in time, and nobody has looked since.
+                let watched = Watched { events: true, output: false };
+                if kill_at.is_none() && self.poll(mailbox.wake_fd(), watched, Some(Duration::ZERO))?.ended {
+                    return self.reap(by, limits, mailbox, observer, buffer);
+                }
                 if kill_at.is_some() {
                     self.signal(Signal::KILL);
                     killed = true;
@@ -157,7 +176,21 @@ impl Process {
             let until = [limit, read_from].into_iter().flatten().min();
             let watched = Watched { events: true, output: read_from.is_none() };
 
-            let ready = self.poll(mailbox.wake_fd(), watched, until.map(|until| until - now))?;
+            let paused = limit.is_some() && is_paused();
+            let mut wait = until.map(|until| until - now);
+            if deadline.is_some() {
+                wait = wait.map(|wait| wait.min(TICK));
+            }
+            let ready = self.poll(mailbox.wake_fd(), watched, wait)?;
+            if let Some(wait) = wait.filter(|_| deadline.is_some()) {
+                let waited = now.elapsed();
+                let excess = waited.saturating_sub(wait);
+                uncounted += match paused {
+                    true => waited,
+                    false if excess > STOPPED => excess,
+                    false => Duration::ZERO,
+                };
+            }
             let mut most = 0;
             if ready.stdout {
                 most = read(&mut self.stdout, Stream::Stdout, observer, buffer)?;
@@ -377,7 +410,7 @@ mod tests {
         let mailbox = Mailbox::new(&LibtestOptions::default()).unwrap();
         let mut observer =
             Collected { stdout: Vec::new(), reads: 0, deadline: limit.map(|limit| Instant::now() + limit) };
-        let end = process.watch(limits, &mailbox, &mut observer, &mut [0; 4096]).unwrap();
+        let end = process.watch(limits, &|| false, &mailbox, &mut observer, &mut [0; 4096]).unwrap();
         (end, String::from_utf8(observer.stdout).unwrap())
     }
 
@@ -404,7 +437,7 @@ mod tests {
         let mailbox = Mailbox::new(&LibtestOptions::default()).unwrap();
         let mut observer = Collected { stdout: Vec::new(), reads: 0, deadline: None };
         let began = Instant::now();
-        process.watch(limits, &mailbox, &mut observer, &mut vec![0; 64 << 10]).unwrap();
+        process.watch(limits, &|| false, &mailbox, &mut observer, &mut vec![0; 64 << 10]).unwrap();
         let (reads, millis) = (observer.reads, began.elapsed().as_millis());
         assert!(observer.stdout.ends_with(b"\n29999\n"));
         // The rest of what is in the pipe when the process ends is read without a pause.

@@ -110,7 +110,7 @@ fn execute(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, log: 
     drop(command);
 
     let limit = item.timeout_ms.map(Duration::from_millis);
-    let limits = slot.limits();
+    let (limits, is_paused) = (slot.limits(), slot.is_paused());
     let mut output = Output {
         stdout: Capture::new(slot.options.output_limit),
         stderr: Capture::new(slot.options.output_limit),
@@ -119,7 +119,7 @@ fn execute(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, log: 
         held: &mut slot.held,
         emit: &*slot.on_message,
     };
-    let ended = process.watch(limits, &slot.mailbox, &mut output, &mut slot.buffer);
+    let ended = process.watch(limits, &is_paused, &slot.mailbox, &mut output, &mut slot.buffer);
     output.flush();
     let (mut stdout, stderr) = (output.stdout.finish(), output.stderr.finish());
 

@@ -146,6 +146,12 @@ impl Slot {
         }
     }
 
+    /// Tells whether a build goes on. A test that calls Cargo waits for it, and no limit counts that.
+    pub(super) fn is_paused(&self) -> impl Fn() -> bool + use<> {
+        let gate = self.options.gate.clone();
+        move || gate.as_ref().is_some_and(|gate| !gate.is_open())
+    }
+
     pub(super) fn limits(&self) -> Limits {
         Limits { kill_grace: self.options.kill_grace, leak_timeout: self.options.leak_timeout }
     }
