@@ -9,7 +9,7 @@ export RUST_TEST_THREADS ?= 4
 AT_ONCE := --offload-parallel 4
 OFFLOAD := $(CURDIR)/target/release/cargo-offload
 
-.PHONY: demo test wheel lint bench clean
+.PHONY: demo test wheel oracle lint bench clean
 
 # Builds Offload and runs it on examples/: passing, failing, flaky and skipped tests in view, in Rust and in Python.
 demo: $(VENV)/ready
@@ -33,11 +33,20 @@ test: $(VENV)/ready $(PLUGINS)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/with_docker.sh $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) wheel
 	tests/with_docker.sh $(VENV)/bin/python -m pytest --offload $(AT_ONCE) python/tests
+	$(VENV)/bin/python tests/oracle --seeds 20
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/test/*.whl
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest -p pytest_offload.plugin --offload $(AT_ONCE) \
 		python/tests/test_plugins*.py
 	$(VENV)/bin/python tests/every_python.py target/wheels/test/*.whl
+
+# Compares Offload with plain pytest on random projects: SEEDS of them from FIRST on; a seed that fails says how it is
+# run again.
+SEEDS ?= 300
+FIRST ?= 1
+KIND ?= pytest
+oracle: wheel
+	$(VENV)/bin/python tests/oracle --kind $(KIND) --first $(FIRST) --seeds $(SEEDS)
 
 # Builds the wheel without optimisation and installs it into the environment of the tests.
 wheel: $(VENV)/ready
@@ -62,9 +71,10 @@ lint: $(VENV)/ready
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) doc --workspace --no-deps --locked --quiet
-	$(VENV)/bin/ruff check python bench
-	$(VENV)/bin/ruff format --check python bench
+	$(VENV)/bin/ruff check python bench tests/oracle
+	$(VENV)/bin/ruff format --check python bench tests/oracle
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --strict tests/oracle
 
 # Side by side with the tools that people use instead; prints tables of ratios. Installs those that are missing under
 # target/bench. BENCH="--runs 3 --only process" chooses.
