@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::Workspace;
+use crate::support::{Run, Workspace, cargo_offload};
 
 /// Tests that end in every way, with what the harness says cut off in every way.
 const TESTS: &str = r#"
@@ -87,5 +87,30 @@ fn what_is_printed_before_the_harness_changes_no_verdict() {
     let library = TESTS.replace("#[cfg(before_main)]", "");
     for isolation in ["process", "binary"] {
         check("verdicts_after_a_constructor", &library, isolation);
+    }
+}
+
+/// What happens after the last test is an error of that test: there is no other whose fault it could be.
+#[test]
+fn the_end_of_a_process_counts() {
+    let library = r#"
+extern "C" { fn atexit(function: extern "C" fn()) -> i32; }
+extern "C" fn at_end() {
+    match std::env::var("AT_END").as_deref() {
+        Ok("abort") => std::process::abort(),
+        Ok("sleep") => std::thread::sleep(std::time::Duration::from_secs(1000)),
+        _ => {}
+    }
+}
+#[test] fn a() { unsafe { atexit(at_end); } }
+#[test] fn b() {}
+"#;
+    let workspace = Workspace::package("ends", library);
+    for isolation in ["process", "binary"] {
+        for (at_end, code, label) in [("nothing", 0, "2 passed"), ("abort", 1, "CRASH"), ("sleep", 1, "TIMEOUT")] {
+            let mut command = cargo_offload(&workspace.dir);
+            command.env("AT_END", at_end);
+            Run::new(command, ["--isolation", isolation, "--timeout", "2", "-j", "1"]).exits(code).says(label);
+        }
     }
 }

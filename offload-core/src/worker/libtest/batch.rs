@@ -62,6 +62,8 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
         running: None,
         progressed: false,
         complete: false,
+        any_failed: false,
+        last: None,
         strayed: Stray::new(slot.options.output_limit),
     };
     let is_paused = slot.is_paused();
@@ -104,6 +106,7 @@ struct Pending {
     /// In the order of the queue.
     items: Vec<Option<RunItem>>,
     by_name: HashMap<String, usize>,
+    left: usize,
 }
 
 impl Pending {
@@ -118,11 +121,14 @@ impl Pending {
                 kept.push(Some(item));
             }
         }
-        (Self { items: kept, by_name }, twice)
+        let left = kept.len();
+        (Self { items: kept, by_name, left }, twice)
     }
 
     fn take(&mut self, name: &str) -> Option<RunItem> {
-        self.items[*self.by_name.get(name)?].take()
+        let item = self.items[*self.by_name.get(name)?].take()?;
+        self.left -= 1;
+        Some(item)
     }
 
     fn rest(&mut self) -> Vec<RunItem> {
@@ -165,6 +171,9 @@ struct Follower<'a> {
     progressed: bool,
     /// The harness has finished.
     complete: bool,
+    any_failed: bool,
+    /// The result of the last test, which waits for the end of the process.
+    last: Option<(TestKey, TestResult)>,
     strayed: Stray,
 }
 
@@ -301,7 +310,42 @@ impl Follower<'_> {
             stdout.dropped_bytes += dropped_bytes;
         }
         result.stdout = stdout;
-        self.finish_test(running.item.key, result);
+        self.any_failed |= result.outcome.is_failure();
+        if self.pending.left == 0 {
+            // How its process ends is a part of it.
+            self.last = Some((running.item.key, result));
+        } else {
+            self.finish_test(running.item.key, result);
+        }
+    }
+
+    /// Settles the test that ended last, when its process has ended, too.
+    fn finish_last(&mut self, ended: &io::Result<End>) {
+        let Some((key, mut result)) = self.last.take() else { return };
+        let fault = match ended {
+            Ok(End { by: EndedBy::Order, .. }) => None,
+            Ok(End { by: EndedBy::TimeLimit, .. }) => {
+                let limit = self.idle_limit.unwrap_or_default();
+                Some((TestOutcome::TimedOut, format!("did not end within {} s", limit.as_secs_f64())))
+            }
+            Ok(end) => match end.status.code() {
+                Some(0) => None,
+                Some(_) if self.any_failed && outcome::is_exit_of_harness(end.status) => None,
+                Some(code) => Some((TestOutcome::Crashed, format!("exited with code {code}"))),
+                None => {
+                    let stderr = std::mem::replace(&mut self.strayed, Stray::new(0)).stderr.finish();
+                    let how = outcome::crash_message(end.status, &stderr.text);
+                    result.stderr.text.push_str(&stderr.text);
+                    Some((TestOutcome::Crashed, format!("was {how}")))
+                }
+            },
+            Err(error) => Some((TestOutcome::Error, format!("could not be watched and was ended: {error}"))),
+        };
+        if let Some((outcome, how)) = fault.filter(|_| !result.outcome.is_failure()) {
+            result.outcome = outcome;
+            result.message = Some(format!("the process of its batch, of which this test was the last, {how}"));
+        }
+        self.finish_test(key, result);
     }
 
     fn finish_test(&self, key: TestKey, mut result: TestResult) {
@@ -320,6 +364,7 @@ impl Follower<'_> {
         if !rest.is_empty() {
             self.line(&rest);
         }
+        self.finish_last(&ended);
         if let Ok(end) = &ended
             && end.leaky
         {
