@@ -140,53 +140,85 @@ fn tests_never_meet_outputs_of_an_earlier_build() {
 }
 
 /// A unit test runs at once. What it met was old, so that nothing that it said counts, a pass neither.
-#[test]
-fn a_unit_test_that_opened_an_unfinished_output_runs_again() {
+/// `tests` selects the tests; each opens one of the outputs.
+fn unit_tests_of_unfinished_outputs(config: &str, tests: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let library = r#"
 #[cfg(test)]
-#[test] fn says_good() {
-    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("late");
+fn has_looked(name: &str) {
+    if let Some(marker) = std::env::var_os("MARKER") {
+        std::fs::write(std::path::Path::new(&marker).join(name), "").unwrap();
+    }
+}
+#[cfg(test)]
+#[test] fn program_says_good() {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/debug/late");
     let output = std::process::Command::new(program).output().unwrap();
-    if let Some(marker) = std::env::var_os("MARKER") { std::fs::write(marker, "").unwrap(); }
+    has_looked("program");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "good");
+}
+#[cfg(test)]
+#[test] fn library_says_good() {
+    let name = format!("{}dynamic{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let library = std::fs::read(std::env::current_exe().unwrap().with_file_name(name)).unwrap();
+    has_looked("library");
+    assert!(library.windows(11).any(|window| window == b"symbol_good"));
 }
 "#;
     let build_script = r#"
 fn main() {
-    println!("cargo::rerun-if-changed=src/main.rs");
+    println!("cargo::rerun-if-changed=src");
     let Some(marker) = std::env::var_os("MARKER") else { return };
+    let marker = std::path::Path::new(&marker);
     for _ in 0..3000 {
-        if std::path::Path::new(&marker).exists() { return; }
+        if marker.read_dir().unwrap().count() == std::env::var("TESTS").unwrap().parse().unwrap() { return; }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     panic!("no test has run while this was being built");
 }
 "#;
-    let program = |word: &str| format!("fn main() {{ println!(\"{word}\") }}\n");
     let write = |path: &str, text: &str| {
         let path = dir.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
     };
+    write(".cargo/config.toml", config);
     write("Cargo.toml", "[workspace]\nresolver = \"2\"\nmembers = [\"early\", \"late\"]\n");
     write("early/Cargo.toml", &member("early"));
     write("early/src/lib.rs", library);
-    write("late/Cargo.toml", &member("late"));
+    write("late/Cargo.toml", &(member("late") + "[lib]\nname = \"dynamic\"\ncrate-type = [\"cdylib\", \"rlib\"]\n"));
     write("late/build.rs", build_script);
     write("late/tests/none.rs", "");
-    write("late/src/main.rs", &program("good"));
+    let say = |word: &str| {
+        let program = format!("fn main() {{ println!(\"{word}\") }}\n");
+        let library = format!("#[no_mangle] pub extern \"C\" fn symbol_{word}() {{}}\n");
+        for (path, text) in [("late/src/main.rs", program), ("late/src/lib.rs", library)] {
+            write(path, &text);
+            make_newer(&dir.path().join(path));
+        }
+    };
+    say("good");
     let workspace = Workspace { dir: dir.path().to_owned() };
-    workspace.offload([""; 0]).exits(0);
-    for (word, code) in [("bad", 1), ("good", 0)] {
-        write("late/src/main.rs", &program(word));
-        make_newer(&dir.path().join("late/src/main.rs"));
+    workspace.offload(tests).exits(0);
+    for (word, code, totals) in [("bad", 1, "failed"), ("good", 0, "passed")] {
+        say(word);
         let marker = dir.path().join(format!("marker-{word}"));
+        std::fs::create_dir(&marker).unwrap();
         let mut command = cargo_offload(dir.path());
-        command.env("MARKER", &marker);
-        let run = Run::new(command, ["--build-jobs", "2"]).exits(code);
-        assert!(run.text().contains("1 test: "), "{}", run.text());
+        command.env("MARKER", &marker).env("TESTS", tests.len().to_string());
+        let run = Run::new(command, [&["--build-jobs", "2"], tests].concat()).exits(code);
+        assert!(run.text().contains(&format!("{} {totals}", tests.len())), "{}", run.text());
     }
+}
+
+#[test]
+fn a_unit_test_that_opened_an_unfinished_output_runs_again() {
+    unit_tests_of_unfinished_outputs("", &["program_says_good", "library_says_good"]);
+}
+
+#[test]
+fn unfinished_outputs_are_seen_in_a_build_directory_too() {
+    unit_tests_of_unfinished_outputs("[build]\nbuild-dir = \"intermediate\"\n", &["library_says_good"]);
 }
 
 /// Cargo lets one build at a time into a target directory. A test that calls it waits, and that is not its time.

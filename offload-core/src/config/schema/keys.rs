@@ -39,7 +39,7 @@ pub static KEYS: &[Key] = &[
         "offload.test_timeout_secs",
         Kind::TimeLimit,
         Toml("900.0"),
-        "The time limit of one test. A test that reaches it is ended with everything that it started.",
+        "The time limit of one test. A test that reaches it is ended with everything that it started. While Cargo builds, the clock stands still.",
     ),
     Key::new(
         "offload.slow_test_secs",

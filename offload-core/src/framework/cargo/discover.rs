@@ -519,9 +519,12 @@ impl Discovery<'_> {
         let mut tests = self.records(&package, target.as_ref(), unit, tests);
         if self.building && !self.outputs.are_final() {
             let uses_programs = |target: &Target| target.is_test() || target.is_bench() || target.is_example();
-            if target.as_ref().is_some_and(uses_programs)
-                || !self.outputs.watch(self.metadata.target_directory.as_std_path())
-            {
+            // With `build.build-dir` set, intermediate files have a directory of their own.
+            let target_directory = &self.metadata.target_directory;
+            let build_directory = self.metadata.build_directory.as_ref().filter(|dir| *dir != target_directory);
+            let directories: Vec<&Path> =
+                [Some(target_directory), build_directory].into_iter().flatten().map(|dir| dir.as_std_path()).collect();
+            if target.as_ref().is_some_and(uses_programs) || !self.outputs.watch(&directories) {
                 self.held.append(&mut tests);
             }
             tests.iter_mut().for_each(|test| test.provisional = true);

@@ -96,13 +96,13 @@ impl Outputs {
         state.watch = None;
     }
 
-    /// Has the kernel tell who opens a file in `target_directory` from now on. Returns whether it will.
-    pub(super) fn watch(&self, target_directory: &Path) -> bool {
+    /// Has the kernel tell who opens a file in these target and build directories from now on. Returns whether it will.
+    pub(super) fn watch(&self, directories: &[&Path]) -> bool {
         let mut state = self.lock();
         if state.watch.is_none() {
             // Cargo leaves dynamic libraries among what rustc reads.
             let libraries = state.unfinished.iter().any(|output| output.kind == Kind::Library);
-            match watch::Watch::new(target_directory, libraries) {
+            match watch::Watch::new(directories, libraries) {
                 Ok(watch) => state.watch = Some(watch),
                 Err(error) => {
                     tracing::debug!(%error, "the target directory cannot be watched, so tests wait for the build");
@@ -152,10 +152,10 @@ mod watch {
 
     impl Watch {
         /// `deps`: also that of intermediate artifacts.
-        pub(super) fn new(target_directory: &Path, deps: bool) -> io::Result<Self> {
+        pub(super) fn new(directories: &[&Path], deps: bool) -> io::Result<Self> {
             let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
             let mut any = false;
-            for profile in profiles(target_directory) {
+            for profile in directories.iter().flat_map(|directory| profiles(directory)) {
                 let deps = deps.then(|| profile.join("deps"));
                 for directory in [profile.join("examples"), profile].into_iter().chain(deps) {
                     match inotify::add_watch(&inotify, &directory, WatchFlags::OPEN | WatchFlags::ONLYDIR) {
@@ -211,7 +211,7 @@ mod watch {
     pub(super) enum Watch {}
 
     impl Watch {
-        pub(super) fn new(_target_directory: &Path, _deps: bool) -> io::Result<Self> {
+        pub(super) fn new(_directories: &[&Path], _deps: bool) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
