@@ -18,7 +18,7 @@ import pytest
 from _pytest.main import Failed, Interrupted
 
 from . import early, junit, reports
-from .nodes import Nodes
+from .nodes import Nodes, WorkerNode
 from .reports import Attempt
 from .worker.frozen import freeze
 
@@ -378,10 +378,22 @@ class Controller:
         self._commit(attempt, commit, failed=True)
 
     def _on_late_report(self, key: int, nodeid: str, data: str, *_: object) -> None:
+        def received(attempt: Attempt, node: WorkerNode) -> list[pytest.TestReport]:
+            return reports.received(self.config, data, attempt, node)
+
+        self._report_late(key, nodeid, received)
+
+    def _on_late_crash(self, key: int, nodeid: str, data: str, *_: object) -> None:
+        """A worker died or hung after its last test, which used what was torn down last."""
+        self._report_late(key, nodeid, lambda attempt, node: reports.crashed_late(attempt, json.loads(data), node))
+
+    def _report_late(
+        self, key: int, nodeid: str, reports_of: Callable[[Attempt, WorkerNode], list[pytest.TestReport]]
+    ) -> None:
         def commit() -> None:
             worker = self._logged.get(key, "")
             attempt = Attempt(key, nodeid, nodeid.partition("::")[0], None, nodeid, worker, 1, False)
-            for report in reports.received(self.config, data, attempt, self.nodes[worker]):
+            for report in reports_of(attempt, self.nodes[worker]):
                 with junit.reopened(self.config, report):
                     self.config.hook.pytest_runtest_logreport(report=report)
             self._stop_if_asked()
@@ -456,7 +468,7 @@ class Controller:
         self._take_leftovers()
         with contextlib.suppress(Failed, Interrupted):
             for kind, *fields in self._leftover:
-                if kind in ("finished", "crashed", "late_report"):
+                if kind in ("finished", "crashed", "late_report", "late_crash"):
                     getattr(self, f"_on_{kind}")(*fields)
             if self.in_order is not None:
                 self.in_order.rest()
@@ -481,6 +493,12 @@ class Controller:
 
     def _on_run_warning(self, text: str, *_: object) -> None:
         self.warnings.append(text)
+
+    def _on_waiting(self, text: str, *_: object) -> None:
+        terminal = self.config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"offload: {text}")
 
     def _on_problem(self, text: str, *_: object) -> None:
         self.problem = text

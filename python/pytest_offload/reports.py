@@ -81,6 +81,13 @@ def crashed(
     return reports
 
 
+def crashed_late(attempt: Attempt, text: str, node: WorkerNode) -> list[pytest.TestReport]:
+    """The report of a test after which its worker ended as it should not."""
+    report = _report(attempt, "teardown", "failed", text, 0, time.time())
+    _mark(report, attempt, node)
+    return [report]
+
+
 def _without_machinery(lines: list[str]) -> Iterator[str]:
     """Stacks, most recent call first, without the frames below the test: all of them are pytest's and Offload's."""
     below = False

@@ -244,10 +244,10 @@ fn attempt_tuple<'py>(
 
 fn native_tuple<'py>(py: Python<'py>, event: &NativeEvent, loads: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyTuple>> {
     let worker = event.sandbox.as_deref();
-    if event.kind == "late_report" {
+    if matches!(event.kind, "late_report" | "late_crash") {
         let test = event.test.as_deref();
         let (number, id) = test.map_or((None, ""), |test| (Some(test.number), &test.id));
-        return ("late_report", number, id, &*event.data).into_pyobject(py);
+        return (event.kind, number, id, &*event.data).into_pyobject(py);
     }
     let data = loads.call1((&*event.data,))?;
     match event.kind {

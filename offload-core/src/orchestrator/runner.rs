@@ -33,6 +33,8 @@ pub(super) enum Report {
     Lost(String),
     /// Something that the user should know and that breaks nothing.
     Warning(String),
+    /// Something that is wrong with the run, and with no test.
+    Problem(String),
     /// Something of the framework's own, about a test or none.
     Native(Option<TestKey>, NativeEvent),
     /// Tests that cannot be run there, and why.
@@ -141,6 +143,7 @@ impl TestRunner {
                         Said::Refused(keys, why) => Report::Refused(keys, why),
                         Said::LateFailure(key, result) => Report::LateFailure(key, result),
                         Said::Replaced(id) => Report::Renamed(id),
+                        Said::Problem(text) => Report::Problem(text),
                         Said::Lost(reason) => Report::Lost(reason),
                     };
                     let _ = reports.send((index, report));

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::{Dispatcher, Fact, urged};
-use crate::event::{FinishedTest, RunEvent, StopReason};
-use crate::framework::{Discovered, TestOutcome};
+use crate::event::{FinishedTest, NativeEvent, RunEvent, StopReason};
+use crate::framework::{Discovered, Execution, TestOutcome};
 use crate::orchestrator::cancel::Urgency;
 use crate::orchestrator::result::exit_code;
 use crate::orchestrator::runner::{Report, close};
@@ -15,6 +15,9 @@ use crate::orchestrator::scheduler::SandboxIndex;
 
 /// How long sandboxes get to be destroyed at the end.
 const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is said who is waited for.
+const WAITING_NOTE: Duration = Duration::from_secs(10);
 
 /// How long what they shared may take to be removed after that.
 const FINISH_PATIENCE: Duration = Duration::from_secs(30);
@@ -33,7 +36,10 @@ impl Dispatcher<'_> {
         }
         self.empty_reserve();
         self.orchestrator.provider.give_up();
-        let patience = tokio::time::sleep(TERMINATE_PATIENCE);
+        // Workers of pytest tear down what fixtures have set up, for which there is no limit but the user's.
+        let tears_down = matches!(self.context.execution, Execution::Pytest(_));
+        let begun = tokio::time::Instant::now();
+        let patience = tokio::time::sleep(if tears_down { WAITING_NOTE } else { TERMINATE_PATIENCE });
         tokio::pin!(patience);
         while self.creating + self.terminating > 0 {
             tokio::select! {
@@ -58,6 +64,11 @@ impl Dispatcher<'_> {
                     break;
                 },
                 () = &mut patience => {
+                    if tears_down {
+                        self.say_who_is_waited_for(begun.elapsed());
+                        patience.as_mut().reset(tokio::time::Instant::now() + WAITING_NOTE);
+                        continue;
+                    }
                     let text = "Some sandboxes could not be destroyed in time and may be left behind.".to_owned();
                     self.emit(RunEvent::Warning { text });
                     break;
@@ -108,11 +119,22 @@ impl Dispatcher<'_> {
         }
     }
 
+    fn say_who_is_waited_for(&mut self, elapsed: Duration) {
+        let mut names: Vec<&str> = self.places.values().map(|place| &*place.id).collect();
+        names.sort_unstable();
+        let (names, secs) = (names.join(", "), elapsed.as_secs());
+        let text = format!("Waiting for {names} for {secs} s: it tears down what its tests have set up.");
+        let data = serde_json::Value::from(text.clone()).to_string();
+        self.emit(RunEvent::Native(NativeEvent::new("waiting", data)));
+        tracing::info!("{text}");
+    }
+
     fn on_late_report(&mut self, index: SandboxIndex, report: Report) {
         match report {
             Report::Native(key, event) => self.on_native(index, key, event),
             Report::LateFailure(key, result) => self.on_late_failure(key, *result),
             Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
+            Report::Problem(text) => self.problem(text),
             _ => {}
         }
     }

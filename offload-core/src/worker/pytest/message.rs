@@ -134,6 +134,11 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
+    /// Whether the process ended by itself and said that all was well.
+    pub fn is_success(self) -> bool {
+        self.code == Some(0) && self.signal.is_none()
+    }
+
     /// Whether there was a process whose end somebody has seen.
     pub fn is_known(self) -> bool {
         self.code.is_some() || self.signal.is_some()

@@ -44,6 +44,8 @@ pub(crate) enum Said {
     Refused(Vec<TestKey>, String),
     /// What a finished test had left standing could not be torn down.
     LateFailure(TestKey, Box<TestResult>),
+    /// The worker ended badly, and no test can be blamed for that.
+    Problem(String),
     /// Another process, of this name, has taken the worker's place.
     Replaced(Arc<str>),
     /// The worker broke, and not because of a test.
@@ -99,6 +101,10 @@ impl PytestWorker {
             running: None,
             blamed: false,
             heard: (0, 0),
+            last: None,
+            parted: false,
+            limit: None,
+            cancelled: false,
             closing: false,
             give_up_at: None,
         };
@@ -176,6 +182,14 @@ struct Serving {
     blamed: bool,
     /// How much the worker had written, stacks and output, when a test last ended in a process of its own.
     heard: (u64, u64),
+    /// The test that has ended last in this process.
+    last: Option<TestKey>,
+    /// The process has said its last word.
+    parted: bool,
+    /// The longest time limit of a test so far: it holds for the end of the worker, too.
+    limit: Option<Duration>,
+    /// The worker was told to drop what it has.
+    cancelled: bool,
     /// No more tests will come.
     closing: bool,
     /// When a worker that was told to end is killed.
@@ -267,6 +281,7 @@ impl Serving {
                         (self.say)(Said::Replaced(id));
                     }
                 }
+                self.limit = tests.iter().map(|test| test.timeout).chain(self.limit).max();
                 self.queue.extend(tests);
                 self.feed();
             }
@@ -291,7 +306,7 @@ impl Serving {
                 self.say(Message::TakenBack { tests: keys });
             }
             Order::Cancel(_) => {
-                self.closing = true;
+                (self.closing, self.cancelled) = (true, true);
                 // A result that has arrived counts, whether it has been looked at or not.
                 self.hear_the_rest().await;
                 // A worker that has nothing to do ends as after any other run.
@@ -318,11 +333,14 @@ impl Serving {
 
     /// No more orders will come: the worker is to end in peace.
     fn close(&mut self) {
-        let cancelled = self.give_up_at.is_some();
+        let told = self.give_up_at.is_some();
         self.closing = true;
         match &mut self.process {
-            Process::Up(_) if cancelled => {}
-            Process::Up(worker) => worker.link.send(&Outgoing::Shutdown),
+            Process::Up(_) if told => {}
+            Process::Up(worker) => {
+                worker.link.send(&Outgoing::Shutdown);
+                self.give_up_at = self.limit.and_then(|limit| Instant::now().checked_add(limit));
+            }
             // It hears so once it is there.
             Process::Forking(_) | Process::Down => {}
         }
@@ -332,6 +350,7 @@ impl Serving {
         if self.closing {
             worker.link.send(&Outgoing::Shutdown);
         }
+        (self.last, self.parted) = (None, false);
         self.process = Process::Up(worker);
         self.feed();
     }
@@ -375,6 +394,7 @@ impl Serving {
                 let running = self.running.take_if(|running| running.item.key == key).map(|running| running.item);
                 let Some(item) = running.or_else(|| self.remove(key)) else { return };
                 self.pace.observe(item.unit, result.duration);
+                self.last = Some(key);
                 self.feed();
                 self.say(Message::Finished { key, result });
             }

@@ -48,11 +48,29 @@ impl Serving {
     pub(super) async fn on_bye(&mut self, output: Option<&str>) {
         let Process::Up(worker) = &self.process else { return };
         let id = Arc::clone(&worker.id);
-        if self.wait_for_exit(BYE_PATIENCE).await.is_none()
-            && let Process::Up(worker) = &self.process
-        {
-            tracing::warn!(sandbox = &*id, "the worker said good-bye and did not end");
-            worker.kill();
+        let known = !worker.exit.is_terminated();
+        let exit = self.wait_for_exit(BYE_PATIENCE).await;
+        if let Process::Up(worker) = &self.process {
+            if exit.is_none() {
+                worker.kill();
+            }
+            match exit.filter(|exit| exit.is_known() && !exit.is_success()) {
+                Some(exit) if !self.cancelled => {
+                    let (words, _) = last_words(worker, self.heard).await;
+                    self.blame_end(&id, &format!("after its good-bye: {exit}"), words);
+                }
+                None if known && exit.is_none() => {
+                    // Everything was torn down. A Python that runs no tests would wait for such a thread for ever.
+                    let text = format!(
+                        "The worker {id} was killed, because it did not end within {} s after everything was torn down; \
+                         a thread that a test has started may still run",
+                        BYE_PATIENCE.as_secs()
+                    );
+                    let data = serde_json::Value::from(text).to_string();
+                    (self.say)(Said::Native(None, self.native("waiting", data.into())));
+                }
+                _ => {}
+            }
         }
         self.process = Process::Down;
         self.give_up_at = None;
@@ -62,6 +80,21 @@ impl Serving {
             return self.lose(format!("the worker {id} ended between two tests, and pytest said nothing"));
         }
         self.give_all_back();
+    }
+
+    /// The worker has ended as it should not, after its tests: an error of the last one, which used what was torn down last.
+    fn blame_end(&mut self, id: &str, how: &str, words: Option<String>) {
+        let text = format!("the worker {id} ended while it tore down what its tests had set up, {how}");
+        let Some(key) = self.last.take() else {
+            let words = words.map_or_else(String::new, |words| format!("\n{words}"));
+            return (self.say)(Said::Problem(format!("{text}{words}")));
+        };
+        let whole = words.as_ref().map_or_else(|| text.clone(), |words| format!("{text}\n\n{words}"));
+        let native = self.native("late_crash", serde_json::Value::from(whole).to_string().into());
+        (self.say)(Said::Native(Some(key), native));
+        let result =
+            TestResult { details: words, ..TestResult::new(TestOutcome::Error, Duration::ZERO).with_message(text) };
+        (self.say)(Said::LateFailure(key, Box::new(result)));
     }
 
     /// The process of a single test ended without a result. The worker lives.
@@ -89,6 +122,7 @@ impl Serving {
             stderr: said.stderr,
             ..TestResult::new(TestOutcome::Crashed, since.elapsed()).with_message(message)
         };
+        self.last = Some(item.key);
         self.feed();
         self.say(Message::Finished { key: item.key, result: Box::new(result) });
     }
@@ -106,7 +140,7 @@ impl Serving {
     pub(super) async fn hear_the_rest(&mut self) {
         while let Process::Up(worker) = &mut self.process {
             match worker.link.next_arrived() {
-                Ok(Some(Incoming::Bye { .. })) => {}
+                Ok(Some(Incoming::Bye { .. })) => self.parted = true,
                 Ok(Some(message)) => self.on_message(message).await,
                 _ => break,
             }
@@ -133,7 +167,8 @@ impl Serving {
             (None, Some(exit)) => exit.to_string(),
             (None, None) => "it closed its connection".to_owned(),
         };
-        let expected = self.closing && self.running.is_none();
+        let in_order = self.parted && exit.is_none_or(|exit| exit.is_success() || !exit.is_known());
+        let expected = self.closing && self.running.is_none() && (self.cancelled || in_order);
         let error = (!expected).then(|| format!("the worker {} ended: {how}", worker.id));
         (self.say)(Said::Native(None, worker_down(&worker.id, None, error.as_deref())));
         self.give_up_at = None;
@@ -148,6 +183,9 @@ impl Serving {
             return true;
         }
         if self.closing {
+            if !expected {
+                self.blame_end(&worker.id, &how, words);
+            }
             return true;
         }
         let words = words.map_or_else(String::new, |words| format!("\n{words}"));
@@ -174,6 +212,20 @@ impl Serving {
     pub(super) async fn on_time_up(&mut self) {
         let now = Instant::now();
         if self.give_up_at.is_some_and(|at| at <= now) {
+            let (id, stacks) = match &self.process {
+                Process::Up(worker) => {
+                    let stacks = match worker.dump.as_deref() {
+                        Some(path) => worker.site.stacks(worker.pid, path, DUMP_LINES).await,
+                        None => None,
+                    };
+                    (Arc::clone(&worker.id), stacks)
+                }
+                _ => return self.give_up_at = None,
+            };
+            if !self.cancelled {
+                let limit = self.limit.unwrap_or_default().as_secs_f64();
+                self.blame_end(&id, &format!("because that took longer than the limit of {limit} s"), stacks);
+            }
             self.stop("it did not end when it was told to");
             return;
         }
