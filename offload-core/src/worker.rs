@@ -161,6 +161,11 @@ pub enum Message {
         /// Which.
         tests: Vec<TestKey>,
     },
+    /// Something the user should know.
+    Warning {
+        /// The text.
+        text: String,
+    },
     /// Something for the log.
     Log {
         /// The line.

@@ -130,3 +130,17 @@ fn a_test_that_needs_its_whole_package_finds_its_directory_and_environment() {
 "#;
     Workspace::package("at_home", library).offload(["--lib"]).exits(0);
 }
+
+/// What is short is given back when a test ends: fewer run at once, and none is lost.
+#[test]
+fn where_files_are_scarce_fewer_tests_run_at_once() {
+    let library: String = (0..60).map(|number| format!("#[test] fn t{number}() {{}}\n")).collect();
+    let workspace = crate::support::Workspace::package("scarce_files", &library);
+    workspace.offload(["--lib", "no_such_test"]).exits(0);
+    for isolation in ["process", "binary"] {
+        let mut command = crate::support::program("sh", &workspace.dir);
+        let script = format!("ulimit -n 40; exec \"$0\" offload --lib -j 16 --isolation {isolation}");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_cargo-offload")]);
+        crate::support::Run::new(command, [""; 0]).exits(0).says("60 tests: 60 passed");
+    }
+}

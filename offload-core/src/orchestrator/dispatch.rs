@@ -10,7 +10,7 @@ mod facts;
 mod place;
 mod reserve;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -93,6 +93,8 @@ pub(super) struct Dispatcher<'a> {
     pieces: HashMap<(SandboxIndex, TestKey), Pieces>,
     /// Late failures of tests that have no outcome yet, because they are tried again.
     late_failures: HashMap<TestKey, Vec<TestResult>>,
+    /// Warnings of workers, each of which is shown once.
+    said: HashSet<String>,
     /// Why a sandbox could not run a test.
     refusals: HashMap<TestKey, Arc<str>>,
     give_up_at: Option<Instant>,
@@ -160,6 +162,7 @@ impl<'a> Dispatcher<'a> {
             last_loss: String::new(),
             pieces: HashMap::new(),
             late_failures: HashMap::new(),
+            said: HashSet::new(),
             refusals: HashMap::new(),
             give_up_at: None,
             result: RunResult { slow_test: config.offload.slow_test, ..RunResult::default() },

@@ -214,6 +214,12 @@ impl Dispatcher<'_> {
                     self.emit_output(key, text);
                 }
             }
+            Report::Message(Message::Warning { text }) => {
+                // All sandboxes of a machine may have the same to say.
+                if self.said.insert(text.clone()) {
+                    self.emit(RunEvent::Warning { text });
+                }
+            }
             Report::Message(Message::Log { text }) => tracing::info!(sandbox = index.0, "{text}"),
             Report::Message(Message::Bye { reason: Some(reason) }) => self.lose(index, reason),
             Report::Message(Message::Ready { .. } | Message::Alive | Message::Bye { reason: None }) => {}

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::capture::{Capture, Lines, Overlong};
 use super::mailbox::Mailbox;
 use super::outcome;
-use super::process::{End, EndedBy, Observer, Process, Stream};
+use super::process::{End, EndedBy, Observer, Stream};
 use super::single::{self, bounded};
 use super::slot::{Slot, has_flag};
 use crate::framework::{TestOutcome, TestResult};
@@ -40,7 +40,7 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
     put_back(slot, twice);
     command.args(pending.items.iter().flatten().map(|item| &item.name)).args(extra_args);
 
-    let process = match Process::start(&mut command) {
+    let process = match slot.start(&mut command) {
         Ok(process) => process,
         Err(_) => {
             // The attempt with one test will say what is wrong, for each.

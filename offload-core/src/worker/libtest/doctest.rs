@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::capture::{Capture, Lines, Overlong};
 use super::mailbox::Mailbox;
 use super::outcome::{self, LineResult};
-use super::process::{End, EndedBy, Observer, Process, Stream};
+use super::process::{End, EndedBy, Observer, Stream};
 use super::slot::{Slot, has_flag, start_error};
 use crate::framework::{TestOutcome, TestResult};
 use crate::worker::{Message, RunItem, TestKey, Unit};
@@ -30,7 +30,7 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
     command.args(line_filters(items.iter().map(|item| item.name.as_str())));
 
     let began = Instant::now();
-    let process = Process::start(&mut command);
+    let process = slot.start(&mut command);
     for item in &items {
         slot.emit(Message::Started { key: item.key });
     }

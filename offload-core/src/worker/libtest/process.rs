@@ -91,6 +91,12 @@ pub(super) struct Limits {
     pub(super) leak_timeout: Duration,
 }
 
+/// Whether there is too little of something that others give back when they end: files, processes, memory.
+pub(super) fn is_scarcity(error: &io::Error) -> bool {
+    let scarce = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| scarce.contains(&Errno::from_raw_os_error(code)))
+}
+
 /// A process that runs.
 pub(super) struct Process {
     child: Child,

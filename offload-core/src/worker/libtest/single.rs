@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::capture::{Capture, Lines, Overlong};
 use super::outcome::{self, LineResult};
-use super::process::{EndedBy, Observer, Process, Stream};
+use super::process::{EndedBy, Observer, Stream};
 use super::slot::{Slot, has_flag, start_error};
 use crate::framework::{Captured, TestOutcome, TestResult};
 use crate::worker::{Harness, Message, RunItem, TestKey, Unit};
@@ -92,7 +92,7 @@ fn execute(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, log: 
     command.args(&unit.extra_args);
 
     let began = Instant::now();
-    let process = Process::start(&mut command);
+    let process = slot.start(&mut command);
     if log.is_none() {
         slot.hold(Message::Started { key: item.key });
     }
@@ -101,6 +101,7 @@ fn execute(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, log: 
     }
     let process = match process {
         Ok(process) => process,
+        Err(_) if !slot.is_wanted() => return Executed::GivenBack,
         Err(error) => {
             let result = TestResult::new(TestOutcome::Error, Duration::ZERO).with_message(start_error(unit, &error));
             return Executed::Ended(Box::new(result));

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Mailbox, Together};
-use super::process::Limits;
+use super::mailbox::{Mailbox, Together, Verdict};
+use super::process::{Limits, Process, is_scarcity};
 use super::{LibtestOptions, batch, doctest, single};
 use crate::framework::{Isolation, TestOutcome, TestResult};
 use crate::worker::{Harness, Message, RunItem, StartPermit, Unit, UnitKey};
@@ -23,6 +23,12 @@ const BUFFER: usize = 64 << 10;
 /// then takes the processor from a test.
 const HOLD: Duration = Duration::from_millis(5);
 
+/// How long a test waits for others to give back what it takes to start it.
+const SCARCITY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two attempts to start it.
+const SCARCITY_PAUSE: Duration = Duration::from_millis(20);
+
 /// With as few tests left in the queue, the orchestrator has to hear of it before the queue runs dry.
 const FEW: usize = 2;
 
@@ -36,6 +42,10 @@ pub(super) struct Slot {
     /// Messages that wait for others, and since when.
     pub(super) held: Vec<Message>,
     held_since: Instant,
+    /// How long a test waits for what it takes to start it.
+    scarcity_patience: Duration,
+    /// It was said that there is too little of that.
+    said_scarce: bool,
     /// Units whose binaries cannot run several tests in a process in a way that can be followed.
     alone: HashSet<UnitKey>,
 }
@@ -53,6 +63,8 @@ impl Slot {
             buffer: vec![0; BUFFER],
             held: Vec::new(),
             held_since: Instant::now(),
+            scarcity_patience: SCARCITY_PATIENCE,
+            said_scarce: false,
             alone: HashSet::new(),
         }
     }
@@ -167,6 +179,42 @@ impl Slot {
             command.envs(&unit.env);
         }
         command
+    }
+
+    /// Whether what was taken off the queue is still to be run.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.mailbox.verdict() == Verdict::Continue
+    }
+
+    /// Starts a process; where there is too little of what it takes, waits for other tests to give it back.
+    pub(super) fn start(&mut self, command: &mut Command) -> io::Result<Process> {
+        let give_up = Instant::now() + self.scarcity_patience;
+        loop {
+            match Process::start(command) {
+                Err(error) if is_scarcity(&error) && Instant::now() < give_up && self.is_wanted() => {
+                    let text = format!(
+                        "Tests could not be started ({error}), so fewer of them run at once; raise the limit (ulimit -n, \
+                         ulimit -u) or run fewer at once (--parallel)"
+                    );
+                    self.release();
+                    if !std::mem::replace(&mut self.said_scarce, true) {
+                        self.emit(Message::Warning { text });
+                    }
+                    std::thread::sleep(SCARCITY_PAUSE);
+                }
+                Err(error) => {
+                    if is_scarcity(&error) {
+                        // Nobody gives anything back, so that the next tests need not wait as long.
+                        self.scarcity_patience = SCARCITY_PAUSE;
+                    }
+                    return Err(error);
+                }
+                Ok(process) => {
+                    self.scarcity_patience = SCARCITY_PATIENCE;
+                    return Ok(process);
+                }
+            }
+        }
     }
 
     /// Whether a variable is set for the processes of a unit.
