@@ -110,7 +110,7 @@ pub struct TestRecord {
     /// Discovered, but not to be run: reported as skipped, with this reason.
     pub skipped: Option<Arc<str>>,
     /// What the test may look at is still being built: an attempt that begins before discovery has ended and fails, or
-    /// during which something unfinished was opened ([`StartGate::sightings`](crate::worker::StartGate::sightings)), is
+    /// during which something unfinished was opened ([`StartGate::sightings`]), is
     /// forgotten and run again.
     pub provisional: bool,
     /// The test's own time limit; `None`: the run's.
