@@ -73,7 +73,8 @@ impl Running {
 
 fn is_a_whole_report(junit: &Junit) {
     let outcomes = junit.outcomes();
-    assert_eq!(outcomes.len(), 4, "{outcomes:?}");
+    assert_eq!(outcomes.len(), 5, "{outcomes:?}");
+    assert_eq!(outcomes["problems of the run interrupted"], "error", "{outcomes:?}");
     assert_eq!(outcomes["sleepers a_quick"], "passed", "{outcomes:?}");
     assert_ne!(outcomes["sleepers d_never_started"], "passed", "{outcomes:?}");
 }

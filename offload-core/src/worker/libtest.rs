@@ -84,6 +84,18 @@ pub struct LibtestWorker {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How many descriptors the start of a process takes for a moment.
+const ROOM: usize = 8;
+
+/// Fails where nothing could be started beside the workers that are there: one more would only take what they need.
+fn ensure_room(mailbox: &Mailbox) -> io::Result<()> {
+    let mut held = Vec::with_capacity(ROOM);
+    for _ in 0..ROOM {
+        held.push(rustix::io::fcntl_dupfd_cloexec(mailbox.wake_fd(), 0)?);
+    }
+    Ok(())
+}
+
 impl LibtestWorker {
     /// Starts a worker. `on_message` gets what it has to say, on the worker's thread and, for answers to
     /// [`Self::send`], on the caller's; it should return soon. For each test: [`Message::Started`], any number of
@@ -95,6 +107,7 @@ impl LibtestWorker {
     /// When the system refuses a thread or a pair of sockets.
     pub fn spawn(options: LibtestOptions, on_message: impl Fn(Message) + Send + Sync + 'static) -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new(&options)?);
+        ensure_room(&mailbox)?;
         let on_message: Arc<dyn Fn(Message) + Send + Sync> = Arc::new(on_message);
         let gate = options.gate.clone();
         let slot = Slot::new(options, Arc::clone(&mailbox), Arc::clone(&on_message));
