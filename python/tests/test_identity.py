@@ -104,3 +104,14 @@ def test_what_a_test_leaves_behind_changes_no_other_files_tests(run: Runner, kin
     (run.path / "values.txt").write_text(" ".join(map(str, range(40))))
     run.write(test_a=leaks, test_b=sees)
     run.same()
+
+
+@pytest.mark.parametrize("kind", UNSTABLE)
+def test_fresh_processes_whose_tests_are_others_run_none_of_them(run: Runner, kind: str) -> None:
+    run.write(test_unstable=UNSTABLE[kind], test_other="def test_other(): pass")
+    outcome = run.offload("--offload-start-method=spawn", "--offload-collect=serial")
+    passed = {nodeid for nodeid, category in outcome.outcomes if category == "passed"}
+    log = run.path / "log"
+    ran = {line.split()[0] for line in log.read_text().splitlines()} if log.exists() else set()
+    assert passed == {"test_other.py::test_other"} | {f"test_unstable.py::{name}" for name in ran}
+    assert outcome.exit_code == (1 if len(passed) < 31 else 0), outcome.text

@@ -239,12 +239,13 @@ class Collection:
         return f"they are others, have other parameters or come in another order ({len(unit.items or ())} tests)"
 
     def digest(self) -> str:
-        """A name for the numbering, by which a freshly started worker checks that it has the same one."""
+        """A name for the numbering of files, by which a freshly started worker checks that it has the same one.
+
+        What the tests of a file are is checked file by file, when one of them is to run.
+        """
         names = hashlib.sha256()
         for unit in self.units:
             names.update((f"\0{unit.path}").encode("utf-8", "surrogatepass"))
-            if unit.items is not None:
-                names.update(f"\1{unit.digest()}".encode("ascii"))
         return names.hexdigest()
 
 
