@@ -51,12 +51,12 @@ def test_a_worker_that_dies_after_its_last_test_makes_the_run_fail(
     run.write(conftest=AFTER_TESTS[where].replace("{how}", DEATHS[how]), test_a="def test_passes(): pass")
     outcome = run.offload("--junitxml=report.xml", start)
     assert outcome.exit_code == 1, outcome.text
-    assert outcome.counts == {"passed": 1, "error": 1} or outcome.counts == {"passed": 1, "errors": 1}, outcome.text
-    outcome_text = outcome.text
-    assert "ended while it tore down what its tests had set up" in outcome_text
-    assert "test_a.py::test_passes" in outcome_text
+    assert outcome.counts in ({"passed": 1, "error": 1}, {"passed": 1, "errors": 1}), outcome.text
+    assert "ended while it tore down what its tests had set up" in outcome.text
+    assert "test_a.py::test_passes" in outcome.text
     suite = ElementTree.parse(run.path / "report.xml").getroot()[0]
-    assert (suite.get("tests"), suite.get("errors")) == ("1", "1")
+    # Some versions of pytest count a test that passed and broke afterwards twice, but write one element.
+    assert (suite.get("errors"), len(suite.findall("testcase"))) == ("1", 1)
 
 
 def test_a_teardown_that_never_ends_is_ended_by_the_limit(run: Runner) -> None:
