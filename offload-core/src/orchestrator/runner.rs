@@ -18,7 +18,7 @@ use super::scheduler::SandboxIndex;
 use crate::connector::next_event;
 use crate::event::NativeEvent;
 use crate::framework::{Execution, TestFramework, TestInstance, TestOutcome, TestResult};
-use crate::provider::{HostSlot, ProviderResult, Sandbox};
+use crate::provider::{HostSlot, ProviderError, ProviderResult, Sandbox};
 use crate::secret::Secrets;
 use crate::worker::libtest::{LibtestOptions, LibtestWorker};
 use crate::worker::pytest::{PytestItem, PytestWorker, Said};
@@ -101,6 +101,9 @@ enum Order {
     Run(Vec<Job>),
     Cancel,
 }
+
+/// How long a sandbox in which nothing runs any more may take to be destroyed.
+const DESTROY_PATIENCE: Duration = Duration::from_secs(60);
 
 impl TestRunner {
     /// Takes over a sandbox.
@@ -282,7 +285,8 @@ pub(super) async fn close(index: SandboxIndex, sandbox: &dyn Sandbox, execution:
     if let Execution::Pytest(host) = execution {
         host.close(index.0).await;
     }
-    sandbox.terminate().await
+    let late = |_| Err(ProviderError::Exec(format!("it was not gone after {} s", DESTROY_PATIENCE.as_secs())));
+    tokio::time::timeout(DESTROY_PATIENCE, sandbox.terminate()).await.unwrap_or_else(late)
 }
 
 /// What a worker is told of tests that it is to run.
