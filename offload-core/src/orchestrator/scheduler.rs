@@ -548,6 +548,7 @@ impl Scheduler {
     /// The test is to run, again or still, as soon as no sandbox has it.
     fn put_back(&mut self, test: u32, now: Nanos) {
         let record = &mut self.tests[test as usize];
+        let home = record.home;
         record.hedged = false;
         if self.halted || test > self.last {
             match record.failures {
@@ -557,8 +558,7 @@ impl Scheduler {
             }
         } else if record.place().is_some() {
             self.set_state(test, State::Between);
-        } else if record.pinned && self.sandboxes.get(record.home).is_none() && !self.sandboxes.is_to_come(record.home)
-        {
+        } else if record.pinned && self.is_homeless(home) {
             self.outbox.push_back(Action::Refuse(TestIndex(test)));
             self.close(test);
         } else {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use offload_core::orchestrator::scheduler::{Feed, SchedulerConfig, TestSpec};
-use plans::{Plan, SandboxPlan, TestPlan, calm_plan, plan};
+use plans::{Plan, RunsOn, SandboxPlan, TestPlan, calm_plan, plan};
 use world::World;
 
 /// The bound that holds for any list schedule, and its parts.
@@ -59,6 +59,7 @@ fn a_test_that_is_repeated_after_discovery_may_be_hedged_again() {
         poison: false,
         silent: false,
         provisional,
+        runs_on: RunsOn::All,
     };
     let sandbox =
         SandboxPlan { creation: Duration::ZERO, created: true, round_trip: Duration::ZERO, dies: None, refuses: false };

@@ -19,6 +19,17 @@ pub struct TestPlan {
     pub silent: bool,
     /// What it was given before discovery ended is forgotten.
     pub provisional: bool,
+    /// Who can run it, if not all sandboxes can.
+    pub runs_on: RunsOn,
+}
+
+/// Which sandboxes can run a test. Others refuse it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunsOn {
+    All,
+    /// The one that [`TestSpec::home`] names.
+    Home,
+    None,
 }
 
 #[derive(Debug, Clone)]
@@ -61,16 +72,10 @@ fn test_plan() -> impl Strategy<Value = TestPlan> {
             });
     let failures = prop::collection::vec(prop::bool::weighted(0.4), 0..4);
     let provisional = prop::bool::weighted(0.3);
-    (
-        spec,
-        millis(0..5000),
-        millis(0..4000),
-        failures,
-        prop::bool::weighted(0.02),
-        prop::bool::weighted(0.1),
-        provisional,
-    )
-        .prop_map(|(spec, duration, found, failures, poison, silent, provisional)| TestPlan {
+    let runs_on = prop_oneof![8 => Just(RunsOn::All), 2 => Just(RunsOn::Home), 1 => Just(RunsOn::None)];
+    let rest = (provisional, runs_on);
+    (spec, millis(0..5000), millis(0..4000), failures, prop::bool::weighted(0.02), prop::bool::weighted(0.1), rest)
+        .prop_map(|(spec, duration, found, failures, poison, silent, (provisional, runs_on))| TestPlan {
             spec,
             duration,
             found,
@@ -78,6 +83,7 @@ fn test_plan() -> impl Strategy<Value = TestPlan> {
             poison,
             silent,
             provisional,
+            runs_on,
         })
 }
 
@@ -139,6 +145,7 @@ pub fn calm_plan(known: bool) -> impl Strategy<Value = Plan> {
             .into_iter()
             .map(|(suite, millis)| TestPlan {
                 provisional: false,
+                runs_on: RunsOn::All,
                 spec: TestSpec {
                     suite,
                     expected: known.then_some(Duration::from_millis(millis)),

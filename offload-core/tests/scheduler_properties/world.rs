@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use offload_core::orchestrator::scheduler::{Action, Assignment, Feed, SandboxIndex, Scheduler, TestIndex, Verdict};
 
-use crate::plans::{Plan, SandboxPlan, TestPlan};
+use crate::plans::{Plan, RunsOn, SandboxPlan, TestPlan};
 
 /// More happenings than any run of this size needs.
 const STEPS: usize = 50_000;
@@ -31,6 +31,7 @@ enum Event {
     StartedHeard(u32, u32),
     FinishedHeard(u32, u32),
     TakenBackHeard(u32, u32),
+    RefusedHeard(u32, u32),
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +63,8 @@ pub struct World<'a> {
     pub hedges: usize,
     settled: BTreeMap<u32, Action>,
     parked: BTreeSet<u32>,
+    /// Tests that a sandbox has refused, as the scheduler knows.
+    refused: BTreeSet<u32>,
     discovering: bool,
     halted: bool,
     aborted: bool,
@@ -85,6 +88,7 @@ impl<'a> World<'a> {
             hedges: 0,
             settled: BTreeMap::new(),
             parked: BTreeSet::new(),
+            refused: BTreeSet::new(),
             discovering: true,
             halted: false,
             aborted: false,
@@ -189,6 +193,8 @@ impl<'a> World<'a> {
                 }
                 if self.sandbox(sandbox).refuses {
                     self.after(self.half_trip(sandbox), Event::TakenBackHeard(sandbox, test));
+                } else if !self.can_run(sandbox, test) {
+                    self.after(self.half_trip(sandbox), Event::RefusedHeard(sandbox, test));
                 } else {
                     self.places[sandbox as usize].queue.push(test);
                     self.start_next(sandbox);
@@ -225,6 +231,20 @@ impl<'a> World<'a> {
                 self.places[sandbox as usize].has.retain(|&(held, _)| held != test);
                 self.scheduler.taken_back(SandboxIndex(sandbox), &[TestIndex(test)], now);
             }
+            Event::RefusedHeard(sandbox, test) => {
+                self.places[sandbox as usize].has.retain(|&(held, _)| held != test);
+                self.refused.insert(test);
+                self.scheduler.refused(SandboxIndex(sandbox), &[TestIndex(test)], now);
+            }
+        }
+    }
+
+    fn can_run(&self, sandbox: u32, test: u32) -> bool {
+        let plan = self.test(test);
+        match plan.runs_on {
+            RunsOn::All => true,
+            RunsOn::Home => plan.spec.home == Some(SandboxIndex(sandbox)),
+            RunsOn::None => false,
         }
     }
 
@@ -326,7 +346,11 @@ impl<'a> World<'a> {
                 assert!(*last == Verdict::Passed || verdicts.len() == retries + 1 || self.is_halting());
                 assert!(self.settled.insert(test.0, action).is_none(), "{test:?} has two outcomes");
             }
-            Action::GiveUp(test) | Action::Refuse(test) => {
+            Action::Refuse(test) => {
+                assert!(self.refused.contains(&test.0), "nobody has refused {test:?}");
+                assert!(self.settled.insert(test.0, action).is_none(), "{test:?} has two outcomes");
+            }
+            Action::GiveUp(test) => {
                 assert!(self.settled.insert(test.0, action).is_none(), "{test:?} has two outcomes");
             }
             Action::Retry { test, attempts_left } => {
@@ -381,7 +405,10 @@ impl<'a> World<'a> {
         }
         let goes_together = |test: &Assignment| {
             let Assignment { test, attempt } = *test;
-            attempt == 1 && !self.test(test.0).spec.alone && self.test(test.0).spec.together
+            attempt == 1
+                && !self.refused.contains(&test.0)
+                && !self.test(test.0).spec.alone
+                && self.test(test.0).spec.together
         };
         if self.plan.config.feed == Feed::Stream && !self.plan.config.hedge && tests.iter().any(goes_together) {
             assert!(place.has.is_empty() && tests.iter().all(goes_together), "{tests:?} on {place:?}");
@@ -400,6 +427,8 @@ impl<'a> World<'a> {
         assert!(!self.settled.contains_key(&test.0), "{test:?} is settled and runs again");
         assert!(!self.parked.contains(&test.0), "{test:?} was to be repeated after discovery");
         assert_eq!(attempt as usize, self.recorded[test.0 as usize].len() + 1, "the number of the attempt");
+        let home = spec.home == Some(SandboxIndex(sandbox));
+        assert!(home || !self.refused.contains(&test.0), "{test:?} was refused and is not at home on {sandbox}");
         assert!(attempt <= spec.retries + 1);
         let copies = self.places.iter().zip(0..).flat_map(|(place, number)| {
             place.has.iter().filter(move |&&(held, _)| held == test.0).map(move |&(_, cancelled)| (number, cancelled))

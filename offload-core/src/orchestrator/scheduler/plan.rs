@@ -29,7 +29,8 @@ impl Scheduler {
         if self.halted {
             return self.release();
         }
-        self.create()
+        self.refuse_homeless()
+            .or_else(|| self.create())
             .or_else(|| self.feed_idle())
             .or_else(|| self.feed_busy())
             .or_else(|| self.take_back())
@@ -56,10 +57,32 @@ impl Scheduler {
         Nanos::try_from(work / self.sandboxes.live().max(1) as u128).unwrap_or(Nanos::MAX)
     }
 
+    /// Whether a sandbox of this number would be there if all that there is room for were created now.
+    fn may_come(&self, number: u32) -> bool {
+        let room = self.config.max_sandboxes.saturating_sub(self.sandboxes.live());
+        self.sandboxes.before(number).is_some_and(|others| others < room)
+    }
+
+    /// Whether a test that can be run on its home only cannot be run at all.
+    pub(super) fn is_homeless(&self, home: u32) -> bool {
+        self.sandboxes.get(home).is_none() && !self.may_come(home)
+    }
+
+    /// Settles what waits for a sandbox that will not come.
+    fn refuse_homeless(&mut self) -> Option<Action> {
+        let homes: Vec<u32> = self.queue.pinned_homes().filter(|&home| self.is_homeless(home)).collect();
+        for home in homes {
+            for test in self.queue.drain_pinned(home, &self.tests) {
+                self.put_back(test, self.now);
+            }
+        }
+        self.outbox.pop_front()
+    }
+
     /// Creates a sandbox if it would be of use.
     fn create(&mut self) -> Option<Action> {
         let live = self.sandboxes.live();
-        if self.queue.pinned_homes().any(|home| self.sandboxes.is_to_come(home)) {
+        if self.queue.pinned_homes().any(|home| self.may_come(home)) {
             // What waits for it can be run nowhere else.
             return Some(Action::CreateSandbox(SandboxIndex(self.sandboxes.create(self.now))));
         }

@@ -207,9 +207,9 @@ impl Sandboxes {
         numbers.filter(|(sandbox, _)| sandbox.is_some()).map(|(_, number)| number).collect()
     }
 
-    /// Whether a sandbox of this number may still be created.
-    pub fn is_to_come(&self, number: u32) -> bool {
-        number != NONE && number as usize >= self.all.len()
+    /// How many are to be created before the one of this number; `None` if that has been created, or is none.
+    pub fn before(&self, number: u32) -> Option<usize> {
+        (number as usize).checked_sub(self.all.len()).filter(|_| number != NONE)
     }
 
     pub fn get(&self, number: u32) -> Option<&Sandbox> {
