@@ -164,7 +164,7 @@ pub struct LogsArgs {
 }
 
 /// A count, with a message for people who do not know what a digit is invalid for.
-fn whole_number<T: std::str::FromStr>(text: &str) -> Result<T, &'static str> {
+pub(crate) fn whole_number<T: std::str::FromStr>(text: &str) -> Result<T, &'static str> {
     text.parse().map_err(|_| "expected a whole number")
 }
 

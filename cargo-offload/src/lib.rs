@@ -60,7 +60,7 @@ pub fn offload_main(args: impl IntoIterator<Item = OsString>) -> i32 {
 fn offload_command(cli: OffloadCli) -> Outcome {
     let OffloadCli { command, common } = cli;
     match command {
-        OffloadCommand::Run(args) => commands::run::offload(&common, &args),
+        OffloadCommand::Run(args) => commands::run::offload(&common, *args),
         OffloadCommand::Build(args) => commands::build::build(&common, &args),
         OffloadCommand::Collect(args) => commands::list::offload(&common, args.format),
         OffloadCommand::Validate => commands::validate::offload(&common),

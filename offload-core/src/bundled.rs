@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 
+use crate::bounded;
 use crate::connector::template::{Value, replace};
 
 /// The scripts there are: name and text.
@@ -26,6 +27,15 @@ pub enum BundledError {
         list()
     )]
     Unknown {
+        /// The name, without `@`.
+        name: String,
+    },
+    /// A script of offload 0.10 that drives Modal.
+    #[error(
+        "@{name} of offload 0.10 is not part of this version, which has no provider for Modal yet (it will be \
+         `type = \"modal\"`); save the script of 0.10 in the repository and name it by its path, without the @"
+    )]
+    Modal {
         /// The name, without `@`.
         name: String,
     },
@@ -80,6 +90,7 @@ impl BundledScripts {
             let Some(name) = word_start.then(|| script_name(rest)).flatten() else { return Ok(None) };
             match paths.iter().find(|(known, _)| *known == name) {
                 Some((_, path)) => Ok(Some((1 + name.len(), Value::Word(path)))),
+                None if name.starts_with("modal_") => Err(BundledError::Modal { name: name.to_owned() }),
                 None => Err(BundledError::Unknown { name: name.to_owned() }),
             }
         })
@@ -90,7 +101,7 @@ impl BundledScripts {
         let mut dir = self.dir.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let dir = match &mut *dir {
             Some(dir) => dir,
-            none => none.insert(tempfile::Builder::new().prefix("offload-scripts-").tempdir().map_err(failed)?),
+            none => none.insert(bounded::private_dir("offload-scripts-").map_err(failed)?),
         };
         let path = dir.path().join(name);
         if !path.exists() {

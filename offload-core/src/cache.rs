@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::bounded;
+
 /// A hash over everything that goes into an image.
 ///
 /// Parts are told apart by their lengths: `"a", "bc"` and `"ab", "c"` give different keys.
@@ -143,7 +145,7 @@ impl ImageCache {
     }
 
     fn read(&self) -> File {
-        let text = match fs::read(&self.path) {
+        let text = match bounded::read(&self.path, bounded::REPORT) {
             Ok(text) => text,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {

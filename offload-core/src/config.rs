@@ -321,7 +321,7 @@ pub struct CargoFrameworkConfig {
     pub features: Vec<String>,
     /// `bin`: only this binary's tests.
     pub bin: Option<String>,
-    /// `include_ignored`: run ignored tests too.
+    /// `include_ignored`: run the ignored tests, and only those.
     pub include_ignored: bool,
     /// `isolation`: one process per test, or per batch of a binary.
     pub isolation: Isolation,
@@ -408,6 +408,8 @@ pub struct DefaultFrameworkConfig {
     pub run_command: String,
     /// `result_file`: JUnit that the command writes; without it the exit code decides for the whole batch.
     pub result_file: Option<String>,
+    /// `working_dir`: where both commands run, below the directory that the run is for.
+    pub working_dir: Option<PathBuf>,
     /// `test_id_format`: how a JUnit testcase names a test.
     pub test_id_format: String,
 }

@@ -31,6 +31,7 @@
 //! }
 //! ```
 
+mod bounded;
 pub mod bundled;
 pub mod cache;
 pub mod config;

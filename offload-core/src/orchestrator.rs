@@ -55,6 +55,7 @@ pub struct Orchestrator {
     copy_dirs: Vec<CopyDir>,
     reporters: StdMutex<Vec<Box<dyn Reporter>>>,
     history: History,
+    history_warnings: Vec<String>,
     cancel: CancelHandle,
     no_capture: bool,
     tests_required: bool,
@@ -73,7 +74,10 @@ impl Orchestrator {
         copy_dirs: &[CopyDir],
         verbose: bool,
     ) -> Self {
-        let (history, _damage) = History::load(&config.history.path).unwrap_or_default();
+        let (history, history_warnings) = History::load(&config.history.path).unwrap_or_else(|error| {
+            let path = config.history.path.display();
+            (History::default(), vec![format!("the test history cannot be read: {path}: {error}")])
+        });
         let reporters = standard_reporters(&config, verbose);
         Self {
             config,
@@ -82,6 +86,7 @@ impl Orchestrator {
             copy_dirs: copy_dirs.to_vec(),
             reporters: StdMutex::new(reporters),
             history,
+            history_warnings,
             cancel: CancelHandle::new(),
             no_capture: false,
             tests_required: false,

@@ -222,6 +222,11 @@ pub trait SandboxProvider: Send + Sync {
         Ok(())
     }
 
+    /// The image that sandboxes start from, known once the provider is prepared. `None`, as by default: there is none.
+    fn image_id(&self) -> Option<String> {
+        None
+    }
+
     /// No sandbox is needed any more: one that is still being created may be given up, leaving nothing behind. Called at
     /// most once, when the run ends.
     fn give_up(&self) {}
@@ -325,6 +330,10 @@ impl<T: SandboxProvider + ?Sized> SandboxProvider for Arc<T> {
 
     async fn prepare(&self) -> ProviderResult<()> {
         (**self).prepare().await
+    }
+
+    fn image_id(&self) -> Option<String> {
+        (**self).image_id()
     }
 
     fn give_up(&self) {

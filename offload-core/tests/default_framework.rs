@@ -71,6 +71,7 @@ async fn ids_reach_the_command_and_come_back_as_they_are() {
     let framework = framework(
         dir.path(),
         DefaultFrameworkConfig {
+            working_dir: None,
             discover_command: "cat ids".to_owned(),
             run_command: "python3 run.py {result_file} {tests}".to_owned(),
             result_file: None,
@@ -92,6 +93,7 @@ async fn a_result_file_of_the_commands_own_is_fetched() {
     let framework = framework(
         dir.path(),
         DefaultFrameworkConfig {
+            working_dir: None,
             discover_command: "printf 'K > one\\nK > two\\n'".to_owned(),
             run_command: "echo '<t><testcase name=\"one\" classname=\"K\"/><testcase name=\"two\" classname=\"K\">\
                           <skipped message=\"not today\"/></testcase></t>' >'its own.xml'; exit 3"
@@ -111,6 +113,7 @@ async fn a_result_file_of_the_commands_own_is_fetched() {
     let silent = self::framework(
         dir.path(),
         DefaultFrameworkConfig {
+            working_dir: None,
             run_command: "exit 0".to_owned(),
             result_file: Some("its own.xml".to_owned()),
             test_id_format: "{classname} > {name}".to_owned(),
@@ -159,6 +162,7 @@ async fn without_a_result_file_the_exit_code_is_that_of_all() {
 async fn tests_without_a_result_say_why() {
     let dir = tempfile::tempdir().unwrap();
     let config = DefaultFrameworkConfig {
+        working_dir: None,
         discover_command: "echo one".to_owned(),
         run_command: "{result_file}".to_owned(),
         result_file: None,
@@ -270,6 +274,7 @@ async fn absurd_durations_break_nothing() {
     let framework = framework(
         dir.path(),
         DefaultFrameworkConfig {
+            working_dir: None,
             discover_command: "printf 'a\\nb\\n'".to_owned(),
             run_command: run_command.to_owned(),
             result_file: None,

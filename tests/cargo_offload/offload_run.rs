@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::support::{Run, offload};
 
-fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
+pub fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (path, text) in files {
         let path = dir.path().join(path);
@@ -14,7 +14,7 @@ fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
     dir
 }
 
-fn run(dir: &Path, args: &[&str]) -> Run {
+pub fn run(dir: &Path, args: &[&str]) -> Run {
     Run::new(offload(dir), args)
 }
 

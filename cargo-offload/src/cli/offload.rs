@@ -55,6 +55,13 @@ pub struct OffloadRunArgs {
     /// How tests run.
     #[command(flatten)]
     pub execution: ExecutionArgs,
+    /// The same as --parallel, as offload 0.10 called it
+    #[arg(short = 'p', value_name = "N", value_parser = super::whole_number::<usize>, allow_negative_numbers = true,
+          conflicts_with = "parallel", hide = true)]
+    pub sandboxes: Option<usize>,
+    /// Show progress as in CI, whatever standard error is
+    #[arg(long, hide = true)]
+    pub ci: bool,
     /// Only discover tests and list them
     #[arg(long, help_heading = "Run options")]
     pub collect_only: bool,

@@ -8,7 +8,7 @@ use crate::cli::offload::ImageArgs;
 use crate::failure::Outcome;
 use crate::settings::{Overrides, Settings};
 
-/// `offload build`: does what all sandboxes of a run share, without running tests.
+/// `offload build`: does what all sandboxes of a run share, without running tests, and prints the image's id alone.
 pub fn build(common: &CommonArgs, args: &ImageArgs) -> Outcome {
     let settings = Settings::offload(common, Overrides::default())?;
     if !matches!(settings.config.provider, ProviderConfig::Default(_) | ProviderConfig::Docker(_)) {
@@ -20,7 +20,10 @@ pub fn build(common: &CommonArgs, args: &ImageArgs) -> Outcome {
         .build()
         .context("the asynchronous runtime could not be started")?;
     runtime.block_on(provider.prepare())?;
-    println!("the image is ready");
+    match provider.image_id() {
+        Some(id) => println!("{id}"),
+        None => eprintln!("there is no image to build: [provider] has no `prepare_command`"),
+    }
     Ok(0)
 }
 

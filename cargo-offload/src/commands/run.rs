@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use offload_core::config::{CargoFrameworkConfig, Config, FrameworkConfig, ProviderConfig, RecordHistory};
 use offload_core::framework::TestFramework;
-use offload_core::framework::cargo::{CargoFramework, CargoOptions, RunIgnored};
+use offload_core::framework::cargo::{CargoFramework, CargoOptions};
 use offload_core::framework::default::DefaultFramework;
 use offload_core::framework::pytest::{PytestFramework, PytestWorkers};
 use offload_core::framework::vitest::VitestFramework;
@@ -53,7 +53,12 @@ pub fn cargo(common: &CommonArgs, mut args: CargoRunArgs) -> Outcome {
 }
 
 /// `offload run`
-pub fn offload(common: &CommonArgs, args: &OffloadRunArgs) -> Outcome {
+pub fn offload(common: &CommonArgs, mut args: OffloadRunArgs) -> Outcome {
+    args.execution.parallel = args.execution.parallel.or(args.sandboxes);
+    if args.ci && args.report.progress == ProgressArg::Auto {
+        args.report.progress = ProgressArg::Plain;
+    }
+    let args = &args;
     if args.show_estimated_cost {
         anyhow::bail!("--show-estimated-cost is for providers that cost money, and none of those is there yet");
     }
@@ -93,7 +98,7 @@ pub fn cargo_framework(
     let FrameworkConfig::Cargo(config) = &settings.config.framework else {
         anyhow::bail!("the configuration is not for Cargo");
     };
-    Ok(framework_of(config, cargo_options(settings, config, selection.to_options(), look)))
+    Ok(framework_of(config, cargo_options(settings, selection.to_options(), look)))
 }
 
 /// The framework, which runs tests elsewhere by this very program.
@@ -106,12 +111,7 @@ fn framework_of(config: &CargoFrameworkConfig, options: CargoOptions) -> CargoFr
     }
 }
 
-fn cargo_options(
-    settings: &Settings,
-    framework: &CargoFrameworkConfig,
-    mut options: CargoOptions,
-    look: BuildLook,
-) -> CargoOptions {
+fn cargo_options(settings: &Settings, mut options: CargoOptions, look: BuildLook) -> CargoOptions {
     let config = &settings.config;
     options.color = Some(look.colors);
     options.quiet = look.quiet;
@@ -120,9 +120,6 @@ fn cargo_options(
     options.slots = config.offload.max_parallel;
     options.output_dir.clone_from(&config.report.output_dir);
     options.elsewhere = matches!(config.provider, ProviderConfig::Docker(_) | ProviderConfig::Ssh(_));
-    if framework.include_ignored && options.run_ignored == RunIgnored::Default {
-        options.run_ignored = RunIgnored::All;
-    }
     options
 }
 
@@ -133,7 +130,7 @@ pub fn framework(settings: &Settings, look: BuildLook) -> anyhow::Result<Arc<dyn
     Ok(match &config.framework {
         FrameworkConfig::Cargo(cargo) => {
             let options = CargoOptions { current_dir: Some(root), ..CargoOptions::default() };
-            Arc::new(framework_of(cargo, cargo_options(settings, cargo, options, look)))
+            Arc::new(framework_of(cargo, cargo_options(settings, options, look)))
         }
         FrameworkConfig::Pytest(pytest) => Arc::new(
             PytestFramework::new(pytest.clone())

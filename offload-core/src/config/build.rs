@@ -260,6 +260,7 @@ fn framework(values: &Values<'_>) -> FrameworkConfig {
             discover_command: values.string("framework.discover_command"),
             run_command: values.string("framework.run_command"),
             result_file: values.text("framework.result_file"),
+            working_dir: values.path("framework.working_dir"),
             test_id_format: values.string("framework.test_id_format"),
         }),
         _ => FrameworkConfig::Vitest(VitestFrameworkConfig {

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 use super::diagnostic::{Problem, Where, error};
+use crate::bounded;
 
 /// What kind of file configuration is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl ConfigSource {
     /// The text of the file.
     pub(super) fn read(&self) -> Result<String, ConfigError> {
         let path = self.path.display().to_string();
-        let bytes = std::fs::read(&self.path).map_err(|problem| {
+        let bytes = bounded::read(&self.path, bounded::CONFIGURATION).map_err(|problem| {
             let help = match problem.kind() {
                 std::io::ErrorKind::NotFound => "name another file with `--config`, or write this one",
                 std::io::ErrorKind::PermissionDenied => "make the file readable for the user that runs this",
@@ -108,9 +109,10 @@ impl ConfigSource {
 
     fn configures(&self) -> bool {
         // A manifest that cannot be read or parsed is for those to complain about whose file it is.
-        std::fs::read_to_string(&self.path)
+        bounded::read(&self.path, bounded::CONFIGURATION)
             .ok()
-            .and_then(|text| {
+            .and_then(|bytes| {
+                let text = String::from_utf8(bytes).ok()?;
                 let document = DeTable::parse(&text).ok()?;
                 Some(self.tables().iter().any(|path| lookup(document.get_ref(), path).is_some()))
             })

@@ -25,6 +25,9 @@ use crate::provider::{Command, ExecOutput};
 /// How many lines of a command's output an error shows.
 const TAIL_LINES: usize = 20;
 
+/// How many bytes of test ids `discover_command` may print.
+const LONGEST_LIST: usize = 256 << 20;
+
 /// How many bytes of a stream each test of a batch is given, where the stream is that of the batch.
 const SHARED_OUTPUT: usize = 16 << 10;
 
@@ -59,12 +62,19 @@ impl DefaultFramework {
     /// What the discover command prints for these filters, without comments and blank lines.
     async fn list(&self, filters: &str) -> FrameworkResult<Vec<String>> {
         let line = fill(&self.config.discover_command, &[("filters", Value::Words(filters))]);
-        let shell = ShellConnector::default().with_working_dir(&self.root);
-        let options = RunOptions { output_limit: Some(usize::MAX), ..RunOptions::default() };
+        let shell = ShellConnector::default().with_working_dir(self.place());
+        let options = RunOptions { output_limit: Some(LONGEST_LIST), ..RunOptions::default() };
         let output = shell.run(&line, &options).await;
         let output = output.map_err(|error| {
             FrameworkError::Discovery(format!("cannot discover tests by `discover_command` in [framework]: {error}"))
         })?;
+        if output.stdout.len() > LONGEST_LIST {
+            return Err(FrameworkError::Discovery(format!(
+                "cannot discover tests: `discover_command` in [framework] printed more than {} MiB. It ran: {}",
+                LONGEST_LIST >> 20,
+                shorten(&line),
+            )));
+        }
         if output.exit_code != Some(0) {
             return Err(FrameworkError::Discovery(format!(
                 "cannot discover tests: `discover_command` in [framework] failed: {}. It ran: {}{}",
@@ -76,6 +86,11 @@ impl DefaultFramework {
         let text = String::from_utf8_lossy(&output.stdout);
         let ids = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         Ok(ids.map(str::to_owned).collect())
+    }
+
+    /// Where discovery runs.
+    fn place(&self) -> PathBuf {
+        self.config.working_dir.as_ref().map_or_else(|| self.root.clone(), |dir| self.root.join(dir))
     }
 
     /// Whether the run command is expected to write a JUnit file.
@@ -191,7 +206,7 @@ impl TestFramework for DefaultFramework {
         let ids = ids.join(" ");
         let values = [("tests", Value::Words(&ids)), ("result_file", Value::Word(result_file))];
         let line = fill(&self.config.run_command, &values);
-        match &self.config.result_file {
+        let command = match &self.config.result_file {
             // The command was told where; its own place needs no look.
             Some(own) if !self.config.run_command.contains("{result_file}") => {
                 let (own, result_file) = (quote(own), quote(result_file));
@@ -202,7 +217,8 @@ impl TestFramework for DefaultFramework {
                 ))
             }
             _ => Command::shell(line),
-        }
+        };
+        Command { working_dir: self.config.working_dir.clone(), ..command }
     }
 
     fn parse_results(

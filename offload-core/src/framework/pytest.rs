@@ -32,6 +32,7 @@ use super::{
     Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestFramework, TestInstance, TestRecord,
     TestResult, surroundings,
 };
+use crate::bounded;
 use crate::config::{GroupConfig, PytestFrameworkConfig};
 use crate::connector::{Connector as _, RunOptions, ShellConnector, describe_exit, tail_of};
 use crate::provider::{Command, ExecOutput};
@@ -194,7 +195,7 @@ async fn collect(
     let mut options = RunOptions { working_dir: Some(root.clone()), env, ..RunOptions::default() };
     options.env.insert("OFFLOAD_ROOT".to_owned(), root.to_string_lossy().into_owned());
     let output = ShellConnector::default().run(&line, &options).await.map_err(|error| failed(error.to_string()))?;
-    let written = std::fs::read(out.path()).map_err(|error| failed(error.to_string()))?;
+    let written = bounded::read(out.path(), bounded::REPORT).map_err(|error| failed(error.to_string()))?;
     let mut listing = results::listing(&written).map_err(&failed)?;
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let said = tail_of(&text, TAIL_LINES);

@@ -27,6 +27,7 @@ use super::{
     Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestFramework, TestInstance, TestOutcome,
     TestRecord, TestResult, surroundings,
 };
+use crate::bounded;
 use crate::config::{GroupConfig, VitestFrameworkConfig};
 use crate::connector::{Connector as _, RunOptions, ShellConnector, describe_exit, tail, tail_of};
 use crate::provider::{Command, ExecOutput};
@@ -135,7 +136,7 @@ impl VitestFramework {
                 )));
             }
         }
-        let written = std::fs::read(out.path()).map_err(|error| failed(error.to_string()))?;
+        let written = bounded::read(out.path(), bounded::REPORT).map_err(|error| failed(error.to_string()))?;
         if written.is_empty() {
             // No file matched.
             return Ok(Vec::new());

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::bounded;
 use crate::connector::{OUTPUT_LIMIT, collect};
 use crate::framework::{TestFramework, TestInstance, TestResult};
 use crate::provider::Sandbox;
@@ -31,7 +32,7 @@ pub(super) async fn run(
     let stream = sandbox.exec_stream(&command).await.map_err(|error| error.to_string())?;
     let mut output = collect(stream, OUTPUT_LIMIT).await.map_err(|error| error.to_string())?;
     output.duration = started.elapsed();
-    let result = fetch(sandbox, Path::new(result_file)).await;
+    let result = fetch(sandbox, Path::new(result_file)).await?;
     let results = framework.parse_results(tests, &output, result.as_deref()).map_err(|error| error.to_string())?;
     if results.len() == tests.len() {
         Ok(results)
@@ -46,19 +47,29 @@ pub(super) async fn run(
 }
 
 /// Brings the result file here and reads it; `None` when the command did not write one.
-async fn fetch(sandbox: &dyn Sandbox, remote: &Path) -> Option<Vec<u8>> {
+async fn fetch(sandbox: &dyn Sandbox, remote: &Path) -> Result<Option<Vec<u8>>, String> {
     if sandbox.host_slot().is_some() {
-        let contents = tokio::fs::read(remote).await.ok();
+        let contents = read(remote).await;
         let _ = tokio::fs::remove_file(remote).await;
         return contents;
     }
-    let dir = tempfile::tempdir().ok()?;
+    let dir =
+        bounded::private_dir("offload-").map_err(|error| format!("cannot create a temporary directory: {error}"))?;
     let local: PathBuf = dir.path().join("result");
     match sandbox.download(&[(remote.to_owned(), local.clone())]).await {
-        Ok(()) => tokio::fs::read(&local).await.ok(),
+        Ok(()) => read(&local).await,
         Err(error) => {
             tracing::debug!(sandbox = sandbox.id(), %error, "no result file");
-            None
+            Ok(None)
         }
+    }
+}
+
+/// What is in the result file; `None` if there is none.
+async fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    match bounded::read_async(path, bounded::RESULTS).await {
+        Ok(contents) => Ok(Some(contents)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("cannot read the result file that the tests wrote, {}: {error}", path.display())),
     }
 }

@@ -94,7 +94,7 @@ pub(super) struct Dispatcher<'a> {
     /// Late failures of tests that have no outcome yet, because they are tried again.
     late_failures: HashMap<TestKey, Vec<TestResult>>,
     /// Warnings of workers, each of which is shown once.
-    said: HashSet<String>,
+    warned: HashSet<String>,
     /// Why a sandbox could not run a test.
     refusals: HashMap<TestKey, Arc<str>>,
     give_up_at: Option<Instant>,
@@ -162,7 +162,7 @@ impl<'a> Dispatcher<'a> {
             last_loss: String::new(),
             pieces: HashMap::new(),
             late_failures: HashMap::new(),
-            said: HashSet::new(),
+            warned: HashSet::new(),
             refusals: HashMap::new(),
             give_up_at: None,
             result: RunResult { slow_test: config.offload.slow_test, ..RunResult::default() },
@@ -257,6 +257,9 @@ impl<'a> Dispatcher<'a> {
             provider: self.orchestrator.provider.name().to_owned(),
             max_sandboxes: self.orchestrator.config.offload.max_parallel,
         });
+        for text in &self.orchestrator.history_warnings {
+            self.emit(RunEvent::Warning { text: text.clone() });
+        }
     }
 
     fn prepare(&self) {

@@ -5,7 +5,6 @@
 //! hears the same [messages](Message).
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +14,12 @@ use super::artifacts::Artifacts;
 use super::batch;
 use super::remote::{RemoteWorker, Session};
 use super::scheduler::SandboxIndex;
+use crate::bounded;
 use crate::connector::next_event;
 use crate::event::NativeEvent;
 use crate::framework::{Execution, TestFramework, TestInstance, TestOutcome, TestResult};
 use crate::provider::{HostSlot, ProviderError, ProviderResult, Sandbox};
+use crate::random;
 use crate::secret::Secrets;
 use crate::worker::libtest::{LibtestOptions, LibtestWorker};
 use crate::worker::pytest::{PytestItem, PytestWorker, Said};
@@ -338,16 +339,19 @@ async fn run_commands(
     let report = |report| {
         let _ = context.reports.send((index, report));
     };
-    let mut number = 0_u32;
-    let mut result_files = Vec::new();
+    let mut result_files = ResultFiles::default();
     'orders: while let Some(order) = orders.recv().await {
         let Order::Run(jobs) = order else { continue };
         if jobs.is_empty() {
             continue;
         }
-        number += 1;
-        let result_file = result_file(&context.run_id, index, number, sandbox.host_slot().is_some());
-        result_files.push(result_file.clone());
+        let result_file = match result_files.next(sandbox.host_slot().is_some()) {
+            Ok(path) => path,
+            Err(error) => {
+                report(Report::Lost(format!("cannot create a directory for the results of tests: {error}")));
+                break;
+            }
+        };
         let instances: Vec<TestInstance> = jobs.iter().map(|job| job.instance.clone()).collect();
         for job in &jobs {
             report(Report::Message(Message::Started { key: job.key }));
@@ -412,16 +416,38 @@ async fn run_commands(
             }
         }
     }
-    if sandbox.host_slot().is_none() && !result_files.is_empty() {
-        remove(sandbox.as_ref(), result_files).await;
+    if !result_files.there.is_empty() {
+        remove(sandbox.as_ref(), result_files.there).await;
     }
 }
 
-/// Where a batch's results go, in the sandbox. What this machine calls its directory for temporary files need not exist
-/// elsewhere.
-fn result_file(run_id: &str, index: SandboxIndex, number: u32, here: bool) -> String {
-    let dir = if here { std::env::temp_dir() } else { PathBuf::from("/tmp") };
-    format!("{}/offload-{run_id}-{}-{number}.result", dir.to_string_lossy().trim_end_matches('/'), index.0)
+/// Where the results of batches go, in the sandbox. What this machine calls its directory for temporary files need not
+/// exist elsewhere. Nobody else can guess the names, or put anything there before.
+#[derive(Default)]
+struct ResultFiles {
+    /// On this machine: a directory that only this user can use, and how many files were named in it.
+    here: Option<tempfile::TempDir>,
+    number: u32,
+    /// Elsewhere: the files that may be there.
+    there: Vec<String>,
+}
+
+impl ResultFiles {
+    fn next(&mut self, here: bool) -> std::io::Result<String> {
+        if !here {
+            let file = format!("/tmp/offload-{}.result", random::word());
+            self.there.push(file.clone());
+            return Ok(file);
+        }
+        let dir = match self.here.take() {
+            Some(dir) => dir,
+            None => bounded::private_dir("offload-")?,
+        };
+        self.number += 1;
+        let file = dir.path().join(format!("{}.result", self.number));
+        self.here = Some(dir);
+        Ok(file.to_string_lossy().into_owned())
+    }
 }
 
 /// Removes our files from a sandbox that may share its file system with something that stays.

@@ -24,7 +24,12 @@ use crate::bundled::BundledScripts;
 use crate::cache::{ImageCache, ImageKey};
 use crate::config::{Config, DefaultProviderConfig, ProviderConfig};
 use crate::connector::template::{Value, fill};
-use crate::connector::{Connector as _, RunOptions, ShellConnector, collect, describe_exit, shorten, tail};
+use crate::connector::{
+    Connector as _, OUTPUT_LIMIT, RunOptions, ShellConnector, collect, describe_exit, shorten, tail,
+};
+
+/// How many bytes one of our own commands in a sandbox may print: what it brings out is in base64.
+const LONGEST_OUTPUT: usize = 512 << 20;
 
 /// The longest command line that is handed to `exec_command`; a longer one is brought into the sandbox as a file.
 const LONGEST_COMMAND: usize = 64 << 10;
@@ -263,6 +268,10 @@ impl SandboxProvider for DefaultProvider {
     async fn prepare(&self) -> ProviderResult<()> {
         self.image().await.map(drop)
     }
+
+    fn image_id(&self) -> Option<String> {
+        self.image.get()?.id.clone()
+    }
 }
 
 impl Shared {
@@ -368,7 +377,7 @@ impl DefaultSandbox {
         let checks = names.iter().filter(plain).map(|name| format!("[ -n \"${{{name}+x}}\" ] || echo {name}"));
         let line = Command::shell(checks.collect::<Vec<_>>().join("; ")).to_shell();
         let check = Command { timeout: None, ..command.clone() };
-        let output = collect(self.exec_unchecked(&line, &check).await?, usize::MAX).await?;
+        let output = collect(self.exec_unchecked(&line, &check).await?, OUTPUT_LIMIT).await?;
         let lacking = String::from_utf8_lossy(&output.stdout);
         let mut lacking = lacking.split_ascii_whitespace().filter(|name| names.contains(name));
         match lacking.next() {
@@ -398,7 +407,10 @@ impl DefaultSandbox {
             ProviderError::Transfer(format!("cannot {what} in the sandbox {}: {what_happened}", self.id))
         };
         let stream = self.exec_line(&command.to_shell(), &command).await.map_err(|error| failed(error.to_string()))?;
-        let output = collect(stream, usize::MAX).await.map_err(|error| failed(error.to_string()))?;
+        let output = collect(stream, LONGEST_OUTPUT).await.map_err(|error| failed(error.to_string()))?;
+        if output.stdout.len() > LONGEST_OUTPUT {
+            return Err(failed(format!("it printed more than {} MiB", LONGEST_OUTPUT >> 20)));
+        }
         if output.exit_code == Some(0) {
             return Ok(output);
         }

@@ -357,6 +357,10 @@ impl SandboxProvider for DockerProvider {
         clean::remove_dead(&connection.daemon, &self.settings.project_label).await;
         self.base().await.map(drop)
     }
+
+    fn image_id(&self) -> Option<String> {
+        Some(self.base.get()?.id.clone())
+    }
 }
 
 impl DockerProvider {

@@ -65,7 +65,7 @@ fn try_replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
         if metadata.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        let mut writer = BufWriter::new(File::options().write(true).open(target)?);
+        let mut writer = BufWriter::new(open_device(target)?);
         write(&mut writer)?;
         return writer.flush();
     }
@@ -81,6 +81,22 @@ fn try_replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.persist(target).map_err(|failed| failed.error)?;
     Ok(())
+}
+
+/// Opens a device or a pipe; a pipe that nobody reads from would be waited for without end.
+fn open_device(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = File::options().write(true).custom_flags(nonblocking).open(path).map_err(|error| {
+        if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) {
+            io::Error::new(io::ErrorKind::BrokenPipe, "it is a pipe, and nobody reads from it")
+        } else {
+            error
+        }
+    })?;
+    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty())?;
+    Ok(file)
 }
 
 fn parent(path: &Path) -> &Path {

@@ -11,9 +11,13 @@
 //! `history.reservoir_size` among those `n` (reservoir sampling). `passed` are attempts that passed, `failed` those
 //! that failed, timed out or crashed. Skipped tests and tests that could not be executed teach nothing.
 //!
+//! Lines of offload 0.10 are understood, too (see [`seed`]): they say what is expected of a test until it has a line
+//! of its own, which begins with what they say. They stay in the file as they are, and so does every line that cannot
+//! be read.
+//!
 //! Scheduling by these durations is the [scheduler](crate::orchestrator::scheduler)'s business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -23,7 +27,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+mod seed;
+
 use super::{ReportError, Reporter, atomic};
+use crate::bounded;
 use crate::event::{RunEvent, TestInfo, TimedEvent};
 use crate::framework::TestOutcome;
 
@@ -34,6 +41,10 @@ const NAMED_DAMAGES: usize = 3;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     tests: BTreeMap<String, Entry>,
+    /// What lines of offload 0.10 say of tests that have no line of their own.
+    seed: BTreeMap<String, Entry>,
+    /// Lines that are not ours, without their ends.
+    foreign: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,84 +77,88 @@ struct LineReservoir {
 }
 
 impl History {
-    /// Reads a history file. A file that is not there is an empty history. Damaged lines are left out; the warnings
+    /// Reads a history file. A file that is not there is an empty history. Damaged lines are not used; the warnings
     /// say so.
     ///
     /// # Errors
     ///
     /// When there is a file that cannot be read.
     pub fn load(path: &Path) -> io::Result<(Self, Vec<String>)> {
-        let bytes = match std::fs::read(path) {
+        let bytes = match bounded::read(path, bounded::REPORT) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Self::default(), Vec::new())),
             Err(error) => return Err(error),
         };
-        let (history, damages) = Self::parse(&String::from_utf8_lossy(&bytes));
+        let (history, damages) = Self::parse(&bytes);
         let mut warnings: Vec<_> = damages
             .iter()
             .take(NAMED_DAMAGES)
             .map(|(line, error)| {
                 format!(
-                    "{}:{line}: not a line of test history ({error}); it is left out, and dropped when the history \
-                     is next written",
+                    "{}:{line}: not a line of test history ({error}); it is not used, and stays in the file until you \
+                     remove it",
                     path.display()
                 )
             })
             .collect();
         if let Some(more) = damages.len().checked_sub(NAMED_DAMAGES).filter(|more| *more > 0) {
-            warnings.push(format!("{}: {more} more lines are damaged and left out", path.display()));
+            warnings.push(format!("{}: {more} more lines are damaged and not used", path.display()));
         }
         Ok((history, warnings))
     }
 
     /// Reads a history and gives what could not be read by line number (from 1).
-    fn parse(text: &str) -> (Self, Vec<(usize, String)>) {
+    fn parse(text: &[u8]) -> (Self, Vec<(usize, String)>) {
         let mut tests: Vec<(String, Entry)> = Vec::with_capacity(text.len() / 128);
-        let mut damages = Vec::new();
-        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            match serde_json::from_str::<Line<'_>>(line) {
+        let (mut seeds, mut foreign, mut damages) = (Vec::new(), Vec::new(), Vec::new());
+        let lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).enumerate();
+        for (index, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
+            match serde_json::from_slice::<Line<'_>>(line) {
                 Ok(line) => tests.push((
                     line.id.into_owned(),
                     Entry { passed: Reservoir::read(line.passed), failed: Reservoir::read(line.failed) },
                 )),
-                Err(error) => damages.push((index + 1, error.to_string())),
+                Err(error) => {
+                    match seed::read(line) {
+                        Some(seed) => seeds.push(seed),
+                        None => damages.push((index + 1, error.to_string())),
+                    }
+                    foreign.push(line.to_owned());
+                }
             }
         }
-        // A line-wise merge leaves a test twice: what both lines know is put together.
-        tests.sort_by(|(a, _), (b, _)| a.cmp(b));
-        tests.dedup_by(|later, earlier| {
-            let same = later.0 == earlier.0;
-            if same {
-                let base = Entry::default();
-                let limit = usize::MAX;
-                earlier.1 = Entry::merge(&earlier.1, &later.1, &base, limit);
-            }
-            same
-        });
-        (Self { tests: tests.into_iter().collect() }, damages)
+        (Self { tests: together(tests), seed: together(seeds), foreign }, damages)
     }
 
     /// Whether nothing is known of any test.
     pub fn is_empty(&self) -> bool {
-        self.tests.is_empty()
+        self.tests.is_empty() && self.seed.is_empty()
     }
 
     /// How many tests are known.
     pub fn len(&self) -> usize {
-        self.tests.len()
+        self.ids().count()
+    }
+
+    /// The tests that are known, each once.
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        let seeded = self.seed.keys().filter(|id| !self.tests.contains_key(*id));
+        self.tests.keys().chain(seeded).map(String::as_str)
     }
 
     /// In how many files tests are known, where ids begin with the file.
     pub fn files(&self) -> usize {
-        let mut files: Vec<&str> = self.tests.keys().filter_map(|id| id.split("::").next()).collect();
-        files.dedup();
-        files.len()
+        self.ids().filter_map(|id| id.split("::").next()).collect::<HashSet<_>>().len()
+    }
+
+    fn entry(&self, id: &str) -> Option<&Entry> {
+        self.tests.get(id).or_else(|| self.seed.get(id))
     }
 
     /// How long a test can be expected to take: the median of its passed attempts, or, if it never passed, of its
     /// failed ones.
     pub fn expected(&self, id: &str) -> Option<Duration> {
-        let entry = self.tests.get(id)?;
+        let entry = self.entry(id)?;
         entry.passed.median().or_else(|| entry.failed.median())
     }
 
@@ -156,13 +171,13 @@ impl History {
         };
         let entry = match self.tests.get_mut(id) {
             Some(entry) => entry,
-            None => self.tests.entry(id.to_owned()).or_default(),
+            None => self.tests.entry(id.to_owned()).or_insert(self.seed.get(id).cloned().unwrap_or_default()),
         };
         let reservoir = if failed { &mut entry.failed } else { &mut entry.passed };
         reservoir.add(id, micros(duration), reservoir_size);
     }
 
-    /// The history as its file has it.
+    /// Our lines of the file.
     pub fn to_jsonl(&self) -> String {
         let mut out = String::with_capacity(self.tests.len() * 256);
         for (id, entry) in &self.tests {
@@ -182,7 +197,10 @@ impl History {
     /// [`ReportError`] when it cannot be written; the earlier one is then untouched.
     pub fn write(&self, path: &Path) -> Result<(), ReportError> {
         let text = self.to_jsonl();
-        atomic::replace(path, "the test history", |writer| writer.write_all(text.as_bytes()))
+        atomic::replace(path, "the test history", |writer| {
+            writer.write_all(text.as_bytes())?;
+            self.foreign.iter().try_for_each(|line| writer.write_all(line).and_then(|()| writer.write_all(b"\n")))
+        })
     }
 }
 
@@ -193,12 +211,39 @@ pub fn merge(ours: &History, theirs: &History, base: &History, reservoir_size: u
     let ids = ours.tests.keys().chain(theirs.tests.keys().filter(|id| !ours.tests.contains_key(*id)));
     let tests = ids
         .map(|id| {
-            let of = |history: &'_ History| history.tests.get(id).cloned().unwrap_or_default();
-            let base = base.tests.get(id).unwrap_or(&nothing);
+            let of = |history: &'_ History| history.entry(id).cloned().unwrap_or_default();
+            let base = base.entry(id).unwrap_or(&nothing);
             (id.clone(), Entry::merge(&of(ours), &of(theirs), base, reservoir_size))
         })
         .collect();
-    History { tests }
+    let mut seed = theirs.seed.clone();
+    seed.extend(ours.seed.clone());
+    History { tests, seed, foreign: merge_foreign(ours, theirs, base) }
+}
+
+/// The lines of both sides that are not ours: what one side has removed is gone, what either has added is there.
+fn merge_foreign(ours: &History, theirs: &History, base: &History) -> Vec<Vec<u8>> {
+    let set = |history: &'_ History| history.foreign.iter().cloned().collect::<HashSet<_>>();
+    let (in_ours, in_theirs, in_base) = (set(ours), set(theirs), set(base));
+    let kept = |line: &&Vec<u8>, other: &HashSet<Vec<u8>>| other.contains(*line) || !in_base.contains(*line);
+    let mut lines: Vec<_> = ours.foreign.iter().filter(|line| kept(line, &in_theirs)).cloned().collect();
+    lines.extend(theirs.foreign.iter().filter(|line| !in_ours.contains(*line) && kept(line, &in_ours)).cloned());
+    // Whichever side is called ours.
+    lines.sort();
+    lines
+}
+
+/// Entries by test. A line-wise merge leaves a test twice: what both lines know is put together.
+fn together(mut tests: Vec<(String, Entry)>) -> BTreeMap<String, Entry> {
+    tests.sort_by(|(a, _), (b, _)| a.cmp(b));
+    tests.dedup_by(|later, earlier| {
+        let same = later.0 == earlier.0;
+        if same {
+            earlier.1 = Entry::merge(&earlier.1, &later.1, &Entry::default(), usize::MAX);
+        }
+        same
+    });
+    tests.into_iter().collect()
 }
 
 impl Entry {
@@ -359,7 +404,7 @@ mod tests {
         {"id":"a","failed":{"n":1,"samples":[1.500001]}}
         {"id":"b \"quoted\" ü","passed":{"n":3,"samples":[0.012,1.0,0.0]}}
         "#);
-        assert_eq!(History::parse(&history.to_jsonl()), (history, Vec::new()));
+        assert_eq!(History::parse(history.to_jsonl().as_bytes()), (history, Vec::new()));
     }
 
     #[test]
@@ -397,9 +442,15 @@ mod tests {
         assert_eq!(history.expected("a"), Some(ms(500)));
         assert_eq!(warnings.len(), 4, "{warnings:#?}");
         assert!(warnings[0].contains("history.jsonl:1: not a line of test history (expected value"), "{}", warnings[0]);
-        assert!(warnings[3].ends_with("2 more lines are damaged and left out"), "{}", warnings[3]);
-        std::fs::write(&path, b"{\"id\":\"\xff\",\"passed\":{\"n\":1,\"samples\":[1e300,-1,0.25]}}\n").unwrap();
-        assert_eq!(History::load(&path).unwrap().0.expected("\u{fffd}"), Some(ms(250)));
+        assert!(warnings[3].ends_with("2 more lines are damaged and not used"), "{}", warnings[3]);
+        history.write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("<<<<<<< HEAD\n{\"id\":3}\n=======\nx\ny\n"), "{text}");
+        std::fs::write(&path, b"{\"id\":\"a\",\"passed\":{\"n\":1,\"samples\":[1e300,-1,0.25]}}\n\xff\n").unwrap();
+        let (history, warnings) = History::load(&path).unwrap();
+        assert_eq!((history.expected("a"), warnings.len()), (Some(ms(250)), 1));
+        history.write(&path).unwrap();
+        assert!(std::fs::read(&path).unwrap().ends_with(b"\n\xff\n"));
     }
 
     #[test]
@@ -430,7 +481,7 @@ mod tests {
     #[test]
     fn a_test_that_a_line_wise_merge_left_twice_is_put_together() {
         let line = |samples: &str| format!("{{\"id\":\"a\",\"passed\":{{\"n\":1,\"samples\":[{samples}]}}}}\n");
-        let (history, damages) = History::parse(&(line("0.1") + &line("0.2")));
+        let (history, damages) = History::parse((line("0.1") + &line("0.2")).as_bytes());
         assert_eq!(damages, []);
         assert_eq!(history.tests["a"].passed, Reservoir { seen: 2, samples: vec![100_000, 200_000] });
     }

@@ -17,6 +17,7 @@ use regex::Regex;
 use super::junit::SANDBOX_PROPERTY;
 use super::summary::{Palette, Told, status_line};
 use super::text;
+use crate::bounded;
 
 /// Why the last run's report cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +144,7 @@ impl LogFilter {
 ///
 /// [`LogsError`] when there is none, it cannot be read, or it is something else.
 pub fn read(path: &Path) -> Result<Vec<LoggedTest>, LogsError> {
-    let bytes = std::fs::read(path).map_err(|source| match source.kind() {
+    let bytes = bounded::read(path, bounded::REPORT).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => LogsError::Missing { path: path.to_owned() },
         _ => LogsError::Unreadable { path: path.to_owned(), source },
     })?;

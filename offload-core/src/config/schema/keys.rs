@@ -251,7 +251,8 @@ pub static KEYS: &[Key] = &[
     Key::new("framework.package", Kind::Text, Unset, "Only the tests of this package.").of(CARGO),
     Key::new("framework.features", Kind::Texts, Toml("[]"), "Features to activate.").of(CARGO),
     Key::new("framework.bin", Kind::Text, Unset, "Only the tests of this binary target.").of(CARGO),
-    Key::new("framework.include_ignored", Kind::Bool, Toml("false"), "Run ignored tests too.").of(CARGO),
+    Key::new("framework.include_ignored", Kind::Bool, Toml("false"), "Run the ignored tests, and only those.")
+        .of(CARGO),
     Key::new(
         "framework.isolation",
         Kind::OneOf(&["process", "binary"]),
@@ -327,6 +328,13 @@ pub static KEYS: &[Key] = &[
         Kind::Command(&[]),
         Required,
         "Runs `{tests}` (shell-quoted ids) and, where `result_file` is set, writes JUnit to `{result_file}`.",
+    )
+    .of(COMMANDS),
+    Key::new(
+        "framework.working_dir",
+        Kind::Path,
+        Unset,
+        "Where both commands run, below the directory that the run is for, here or in the sandbox. Unset: there.",
     )
     .of(COMMANDS),
     Key::new(

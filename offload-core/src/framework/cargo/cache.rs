@@ -14,6 +14,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use super::list::Listed;
+use crate::bounded;
 
 /// Changes whenever entries mean something else than before.
 const FORMAT: u32 = 2;
@@ -73,7 +74,7 @@ impl Cache {
     /// Reads the cache below `output_dir`; an empty one if there is none that can be read.
     pub(super) fn load(output_dir: &Path) -> Self {
         let file = output_dir.join("cache").join("cargo.json");
-        let contents = fs::read(&file)
+        let contents = bounded::read(&file, bounded::REPORT)
             .ok()
             .and_then(|text| serde_json::from_slice::<Contents>(&text).ok())
             .filter(|contents| contents.format == FORMAT)

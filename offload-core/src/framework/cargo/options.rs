@@ -115,7 +115,7 @@ impl CargoOptions {
         }
         self.features.extend(config.features.iter().cloned());
         if config.include_ignored && self.run_ignored == RunIgnored::Default {
-            self.run_ignored = RunIgnored::All;
+            self.run_ignored = RunIgnored::Only;
         }
         self.interpret_harness_args();
         self
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(typed.packages, ["typed"]);
         assert!(typed.bin.is_empty());
         assert_eq!(typed.features, ["a", "extra"]);
-        assert_eq!(typed.run_ignored, RunIgnored::All);
+        assert_eq!(typed.run_ignored, RunIgnored::Only);
         let plain = CargoOptions::default().with_config(&config);
         assert_eq!(plain.package_args(), ["--package", "from-file"]);
         assert_eq!(plain.target_args(), ["--bin", "tool"]);

@@ -216,7 +216,7 @@ impl Dispatcher<'_> {
             }
             Report::Message(Message::Warning { text }) => {
                 // All sandboxes of a machine may have the same to say.
-                if self.said.insert(text.clone()) {
+                if self.warned.insert(text.clone()) {
                     self.emit(RunEvent::Warning { text });
                 }
             }

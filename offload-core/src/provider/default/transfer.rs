@@ -4,32 +4,32 @@
 //! back where there is none.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{DefaultSandbox, ProviderError, ProviderResult, Value};
 use crate::connector::{Connector as _, RunOptions, ShellConnector, describe_exit, quote, quote_always, tail};
+use crate::random;
 
 /// Bytes per command: 48 KiB in base64. A multiple of three, so that no piece but the last is padded.
 const PIECE: usize = 36 << 10;
 
-/// A path in the sandbox's temporary directory that nobody else uses, as text within double quotation marks.
+/// A path in the sandbox's temporary directory that nobody else uses or can guess, as text within double quotation
+/// marks.
 pub(super) fn temporary_name(extension: &str) -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("${{TMPDIR:-/tmp}}/offload-{}-{:x}-{count}.{extension}", std::process::id(), now.as_nanos())
+    format!("${{TMPDIR:-/tmp}}/offload-{}.{extension}", random::word())
 }
 
 /// Writes `bytes` to the file `name` (see [`temporary_name`]) in the sandbox.
 pub(super) async fn send_bytes(sandbox: &DefaultSandbox, bytes: &[u8], name: &str) -> ProviderResult<()> {
-    let mut redirect = ">";
+    // A link that somebody has put there is not followed.
+    let (mut before, mut redirect) = ("umask 077; set -C; ", ">");
     for piece in bytes.chunks(PIECE) {
-        let line = format!("printf %s '{}' | base64 -d {redirect}\"{name}\"", STANDARD.encode(piece));
+        let data = STANDARD.encode(piece);
+        let line = format!("{before}printf %s '{data}' | base64 -d {redirect}\"{name}\"");
         sandbox.exec_own("write a file", line).await?;
-        redirect = ">>";
+        (before, redirect) = ("", ">>");
     }
     Ok(())
 }

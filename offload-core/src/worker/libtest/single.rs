@@ -7,6 +7,7 @@ use super::capture::{Capture, Lines, Overlong};
 use super::outcome::{self, LineResult};
 use super::process::{EndedBy, Observer, Stream};
 use super::slot::{Slot, has_flag, start_error};
+use crate::bounded;
 use crate::framework::{Captured, TestOutcome, TestResult};
 use crate::worker::{Harness, Message, RunItem, TestKey, Unit};
 
@@ -61,7 +62,7 @@ fn execute_with_log(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bo
         Executed::Ended(result) => Some(*result),
         Executed::GivenBack => None,
         Executed::Unsaid(mut result) => {
-            let text = std::fs::read(log.path()).unwrap_or_default();
+            let text = bounded::read(log.path(), bounded::RESULTS).unwrap_or_default();
             let reading = outcome::of_log(&String::from_utf8_lossy(&text), &item.name);
             (result.outcome, result.message) = (reading.outcome, reading.message);
             if let Some(own) = result.stderr.text.strip_prefix(LOG_WARNING) {
