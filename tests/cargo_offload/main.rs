@@ -34,6 +34,7 @@ mod pytest_workers;
 mod remote;
 mod run_problems;
 mod secrets;
+mod selections;
 mod ssh;
 mod verdicts;
 mod vitest;

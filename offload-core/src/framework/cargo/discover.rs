@@ -60,7 +60,7 @@ pub(super) async fn discover(
         ))
     })?;
     sink.send(Discovered::BuildStarted);
-    let build = start_build(&dir, &first_pass_args(options), &guard)?;
+    let build = start_build(&dir, &first_pass_args(options), &guard, options.doc)?;
     let metadata = read_metadata(options, &dir, true).await?;
     note_root(metadata.workspace_root.as_std_path());
     let output_dir = if options.output_dir.as_os_str().is_empty() {
@@ -73,7 +73,7 @@ pub(super) async fn discover(
 
     let packages: HashMap<_, _> =
         metadata.packages.iter().map(|package| (package.id.clone(), Arc::new(package.clone()))).collect();
-    let selected: Vec<_> = selected_packages(options, &metadata, &dir).into_iter().map(|p| p.id.clone()).collect();
+    let selected = selected_packages(options, &metadata, &dir).await;
     gate.outputs.expect(expected_outputs(options, &selected, &packages));
     let mut discovery = Discovery {
         options,
@@ -105,7 +105,7 @@ pub(super) async fn discover(
     sink.send(Discovered::BuildFinished { success, duration: started.elapsed() });
     discovery.release();
     if options.wants_doctests() {
-        discovery.find_doctests(&selected);
+        discovery.find_doctests(&selected).await?;
     }
     discovery.finish_listings().await;
     discovery.announce_doctests();
@@ -132,8 +132,9 @@ const MESSAGES: &str = "--message-format=json-render-diagnostics";
 /// What `cargo test` would compile.
 fn first_pass_args(options: &CargoOptions) -> Vec<String> {
     let mut args: Vec<String> = if options.doc {
-        // `cargo test --doc` cannot be told not to run; what it needs is the library.
-        vec!["build".to_owned(), "--lib".to_owned(), MESSAGES.to_owned()]
+        // Cannot be told not to run: rustdoc is replaced by something that does nothing. `cargo build --lib` would
+        // build the library without the features that only dev-dependencies turn on.
+        vec!["test".to_owned(), "--doc".to_owned(), MESSAGES.to_owned()]
     } else {
         vec!["test".to_owned(), "--no-run".to_owned(), MESSAGES.to_owned()]
     };
@@ -161,8 +162,11 @@ fn second_pass_args(options: &CargoOptions) -> Vec<String> {
     args
 }
 
-fn start_build(dir: &Path, args: &[String], guard: &BuildGuard) -> FrameworkResult<CargoProcess> {
+fn start_build(dir: &Path, args: &[String], guard: &BuildGuard, doc: bool) -> FrameworkResult<CargoProcess> {
     let mut command = cargo_command(dir, args.iter().cloned());
+    if doc {
+        command.env("RUSTDOC", "true");
+    }
     guard.configure(&mut command);
     CargoProcess::start(command)
 }
@@ -300,7 +304,7 @@ impl Discovery<'_> {
         if self.pass(first, &mut shown, false).await? {
             return Ok(true);
         }
-        let second = start_build(&self.dir, &second_pass_args(self.options), guard)?;
+        let second = start_build(&self.dir, &second_pass_args(self.options), guard, false)?;
         self.pass(second, &mut shown, true).await?;
         Ok(false)
     }
@@ -446,6 +450,7 @@ impl Discovery<'_> {
         let custom = unit.custom_harness;
         let remembered_opaque = custom && self.cache.opaque(&executable) == Some(true);
         let permits = self.permits.clone();
+        let only_ignored = self.options.run_ignored == RunIgnored::Only;
         let target = Some(artifact.target);
         self.listings.spawn(async move {
             // The semaphore is never closed; without a permit the listing would only be less orderly.
@@ -453,7 +458,7 @@ impl Discovery<'_> {
             let outcome = if remembered_opaque {
                 ListOutcome::Probed(None)
             } else if custom {
-                list::probe(&unit).await.map_or_else(ListOutcome::Failed, ListOutcome::Probed)
+                list::probe(&unit, only_ignored).await.map_or_else(ListOutcome::Failed, ListOutcome::Probed)
             } else {
                 list::list(&unit).await.map_or_else(ListOutcome::Failed, ListOutcome::Tests)
             };
@@ -549,9 +554,13 @@ impl Discovery<'_> {
         mut unit: Unit,
         tests: Vec<Listed>,
     ) -> Vec<TestRecord> {
-        if unit.harness != Harness::Opaque && self.options.run_ignored != RunIgnored::Default {
-            unit.extra_args.push("--include-ignored".to_owned());
-        }
+        // A program without the standard harness gets what was typed, as from Cargo.
+        let opaque = unit.harness == Harness::Opaque;
+        unit.extra_args.extend(match self.options.run_ignored {
+            RunIgnored::Default => None,
+            RunIgnored::Only if opaque => Some("--ignored".to_owned()),
+            RunIgnored::Only | RunIgnored::All => Some("--include-ignored".to_owned()),
+        });
         let id = target.map_or_else(|| format!("{}::doc", package.name), |target| binary_id(package, target));
         let suite = Arc::new(Suite { id, unit: Some(Arc::new(unit)) });
         let origin = Origin {
@@ -561,14 +570,15 @@ impl Discovery<'_> {
         };
         let mut records = Vec::with_capacity(tests.len());
         for test in tests {
-            let (group, retries, individual) = match self.selection.select(origin, &test.name, test.ignored.is_some()) {
-                Selected::Yes { group, retries, individual } => (group, retries, individual),
-                Selected::No => continue,
-                Selected::NoGroup => {
-                    self.ungrouped += 1;
-                    continue;
-                }
-            };
+            let (group, retries, individual) =
+                match self.selection.select(origin, &test.name, opaque || test.ignored.is_some()) {
+                    Selected::Yes { group, retries, individual } => (group, retries, individual),
+                    Selected::No => continue,
+                    Selected::NoGroup => {
+                        self.ungrouped += 1;
+                        continue;
+                    }
+                };
             let mut record = TestRecord::new(format!("{} {}", suite.id, test.name), test.name, suite.clone());
             record.group = group;
             record.retry_count = retries;
@@ -582,7 +592,7 @@ impl Discovery<'_> {
     }
 
     /// Starts to look for the doctests of the selected packages.
-    fn find_doctests(&mut self, selected: &[PackageId]) {
+    async fn find_doctests(&mut self, selected: &[PackageId]) -> FrameworkResult<()> {
         let context = self.doctest_context();
         let one_package = if selected.len() > 1 || self.options.packages.len() > 1 {
             let dir = self.metadata.target_directory.join("offload");
@@ -593,14 +603,16 @@ impl Discovery<'_> {
                         "cannot write the script that selects doctests into {dir}: {error}; doctests are missing from \
                          this run; make room or the directory writable and run again"
                     )));
-                    return;
+                    return Ok(());
                 }
             }
         } else {
             None
         };
         for id in selected {
-            let (Some(package), Some(library)) = (self.packages.get(id).cloned(), self.libraries.remove(id)) else {
+            let Some(library) = self.libraries.remove(id) else { continue };
+            let Some(package) = self.package(id).await? else {
+                self.problem(&library, "belongs to a package that `cargo metadata` does not know");
                 continue;
             };
             let mut unit =
@@ -622,6 +634,7 @@ impl Discovery<'_> {
                 Listing { package, target: None, unit, file: library.file, outcome }
             });
         }
+        Ok(())
     }
 
     /// The doctests of a package are one run, which is parallel in itself: each gets a share of the slots by its size.

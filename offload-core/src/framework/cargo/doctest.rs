@@ -137,7 +137,7 @@ pub(super) fn unit(
     let mut args = vec!["test".to_owned(), "--doc".to_owned()];
     match one_package {
         Some(_) => args.extend(options.package_args()),
-        None => args.extend(["--package".to_owned(), format!("{}@{}", package.name, package.version)]),
+        None => args.extend(["--package".to_owned(), package_spec(package)]),
     }
     args.extend(options.build_args());
     args.extend(options.feature_args());
@@ -151,6 +151,13 @@ pub(super) fn unit(
         cwd: dir.to_owned(),
         env: one_package.map(|one_package| one_package.env(package)).unwrap_or_default(),
     }
+}
+
+/// What means this package and no other: a package may depend on its own published version.
+fn package_spec(package: &Package) -> String {
+    let id = &package.id.repr;
+    // Before Cargo 1.77 an id was no package spec.
+    if id.contains("://") && !id.contains(' ') { id.clone() } else { format!("{}@{}", package.name, package.version) }
 }
 
 /// Lists doctests by asking Cargo. The error says what happened, for people.

@@ -54,16 +54,20 @@ pub(super) async fn list(unit: &Unit) -> Result<Vec<Listed>, String> {
 }
 
 /// Lists the tests of a binary without the standard harness; `None` if it is one opaque test.
-pub(super) async fn probe(unit: &Unit) -> Result<Option<Vec<Listed>>, String> {
+///
+/// A harness that lists the same with `--ignored` does not know that option, or ignores all its tests. Where `only_ignored`
+/// tests are to run, Cargo would run all of them either way; elsewhere each says when it runs whether it is ignored.
+pub(super) async fn probe(unit: &Unit, only_ignored: bool) -> Result<Option<Vec<Listed>>, String> {
     let args = ["--list", "--format", "terse"];
     let Ended::Exited { status, stdout, .. } = run(unit, &args, false, PROBE_LIMIT).await? else { return Ok(None) };
     let Some(all) = status.success().then(|| parse_terse(&stdout)).flatten().filter(|tests| !tests.is_empty()) else {
         return Ok(None);
     };
-    let ignored = terse(unit, &["--list", "--format", "terse", "--ignored"], PROBE_LIMIT).await.unwrap_or_default();
-    // A harness that ignores `--ignored` would otherwise seem to ignore every test.
-    let ignored = if ignored.len() == all.len() { Vec::new() } else { ignored };
-    Ok(Some(mark_ignored(all, &ignored)))
+    match terse(unit, &["--list", "--format", "terse", "--ignored"], PROBE_LIMIT).await {
+        Ok(ignored) if only_ignored || ignored.len() < all.len() => Ok(Some(mark_ignored(all, &ignored))),
+        Err(what) if only_ignored => Err(what),
+        _ => Ok(Some(all)),
+    }
 }
 
 /// Marks those of `all` that are listed in `ignored` too.

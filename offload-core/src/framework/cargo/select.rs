@@ -3,11 +3,13 @@
 //! Names are matched as libtest matches them, here and not there, so that one listing serves every question.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 
-use cargo_metadata::{Metadata, Package, TargetKind};
+use cargo_metadata::{Metadata, Package, PackageId, TargetKind};
 
 use super::options::{CargoOptions, RunIgnored};
+use super::process::cargo_command;
 use crate::config::GroupConfig;
 use crate::framework::{FrameworkError, FrameworkResult};
 
@@ -197,14 +199,42 @@ fn parse_group(config: &GroupConfig) -> FrameworkResult<Group> {
     Ok(group)
 }
 
-/// The packages that Cargo selects, in the order of the metadata.
-pub(super) fn selected_packages<'a>(options: &CargoOptions, metadata: &'a Metadata, dir: &Path) -> Vec<&'a Package> {
-    let members = metadata.workspace_packages();
+/// The packages that Cargo selects, each once.
+pub(super) async fn selected_packages(options: &CargoOptions, metadata: &Metadata, dir: &Path) -> Vec<PackageId> {
     // As in Cargo, `--workspace` makes `--package` meaningless.
-    if !options.packages.is_empty() && !options.workspace {
-        let selected = |package: &&Package| options.packages.iter().any(|spec| spec_matches(spec, package));
-        return metadata.packages.iter().filter(selected).collect();
+    if options.packages.is_empty() || options.workspace {
+        return selected_members(options, metadata, dir).into_iter().map(|package| package.id.clone()).collect();
     }
+    let mut selected: Vec<PackageId> = Vec::new();
+    for spec in &options.packages {
+        let members = || metadata.packages.iter().filter(|package| spec_matches(spec, package));
+        let ids = match package_id(options, spec, dir).await {
+            // Globs are for members only.
+            None => members().map(|package| package.id.clone()).collect(),
+            Some(id) => vec![id],
+        };
+        let new: Vec<_> = ids.into_iter().filter(|id| !selected.contains(id)).collect();
+        selected.extend(new);
+    }
+    selected
+}
+
+/// Asks Cargo which package a spec means, in the workspace or among what it depends on. `None` for a glob, and where
+/// Cargo says that it means none or several, which the build says, too.
+async fn package_id(options: &CargoOptions, spec: &str, dir: &Path) -> Option<PackageId> {
+    let args =
+        ["pkgid".to_owned()].into_iter().chain(options.workspace_args()).chain(["--".to_owned(), spec.to_owned()]);
+    let mut command = tokio::process::Command::from(cargo_command(dir, args));
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.ok()?;
+    let id = String::from_utf8(output.stdout).ok()?;
+    // Before Cargo 1.77 it was printed in another form than that of the metadata.
+    let id = id.trim();
+    (output.status.success() && id.split_once("://").is_some_and(|(scheme, _)| scheme.contains('+')))
+        .then(|| PackageId { repr: id.to_owned() })
+}
+
+fn selected_members<'a>(options: &CargoOptions, metadata: &'a Metadata, dir: &Path) -> Vec<&'a Package> {
+    let members = metadata.workspace_packages();
     let mut selected = if options.workspace {
         members
     } else {
@@ -228,18 +258,30 @@ pub(super) fn selected_packages<'a>(options: &CargoOptions, metadata: &'a Metada
 /// Whether a package spec (`name`, `name@1.2`, a glob, a URL) means `package`.
 fn spec_matches(spec: &str, package: &Package) -> bool {
     if spec.contains("://") {
-        let id = &package.id.repr;
-        return id == spec || id.split_once('+').is_some_and(|(_, url)| url.starts_with(spec));
+        let (url, fragment) = spec.split_once('#').map_or((spec, None), |(url, fragment)| (url, Some(fragment)));
+        let whose = package.id.repr.split('#').next().unwrap_or_default();
+        let whose = if url.split("://").next().is_some_and(|scheme| scheme.contains('+')) {
+            whose
+        } else {
+            whose.split_once('+').map_or(whose, |(_, url)| url)
+        };
+        let is_version = |fragment: &str| fragment.starts_with(|c: char| c.is_ascii_digit());
+        return url.trim_end_matches('/') == whose.trim_end_matches('/')
+            && fragment.is_none_or(|fragment| {
+                if is_version(fragment) { is_version_of(fragment, package) } else { spec_matches(fragment, package) }
+            });
     }
     let (name, version) = match spec.split_once(['@', ':']) {
         Some((name, version)) => (name, Some(version)),
         None => (spec, None),
     };
-    let version_matches = version.is_none_or(|wanted| {
-        let version = package.version.to_string();
-        version == wanted || version.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('.'))
-    });
-    version_matches && glob_matches(name, &package.name)
+    version.is_none_or(|version| is_version_of(version, package)) && glob_matches(name, &package.name)
+}
+
+/// Whether `wanted` is the version of a package, or the beginning of it.
+fn is_version_of(wanted: &str, package: &Package) -> bool {
+    let version = package.version.to_string();
+    version == wanted || version.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Globs as Cargo has them in package specs: `*`, `?` and `[…]`.
