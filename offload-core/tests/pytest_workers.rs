@@ -111,6 +111,7 @@ impl Project {
         });
         fs::create_dir_all(self.dir.path().join("tmp")).unwrap();
         PytestOptions {
+            max_fail_in_order: None,
             dist: Dist::Load,
             python: python(),
             python_args: Vec::new(),

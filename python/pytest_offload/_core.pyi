@@ -2,8 +2,10 @@
 
 A session begins when it is made: the template process starts at once, and collection with it. Its options:
 
-- `args`, `mainargv`, `workers`, `run_uid`, `collect`, `start_method`, `isolation`, `basetemp`, `max_fail` go into the
-  `init` message as they are, then what the JSON object `init_extra` has;
+- `args`, `mainargv`, `workers`, `run_uid`, `collect`, `start_method`, `isolation`, `basetemp`, `max_fail`,
+  `yield_on_failure` (whether a worker gives its tests back after a failure) go into the `init` message as they are,
+  then what the JSON object `init_extra` has;
+- `stop_after` (None or 0: none): after how many failures tests that come later are not started;
 - `template_pid`: a child of this process that is the template and waits for what `meeting_point` says;
 - `cwd`, `python`, `worker_py`: what is started, and where; `env` (dict): variables on top of the environment;
 - `secrets` (list): values that are masked in everything that comes back;

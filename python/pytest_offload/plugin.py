@@ -99,6 +99,10 @@ def _begin(early_config: pytest.Config) -> bool:
 def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> dict[str, Any]:
     """The options of the orchestrator's session, as `PROTOCOL.md` lists them."""
     known = config.known_args_namespace
+    max_fail = known.maxfail or settings.max_fail or 0
+    stop_after = max_fail
+    if not stop_after and getattr(known, "stepwise", False):
+        stop_after = 2 if getattr(known, "stepwise_skip", False) else 1
     inherit_output = known.capture == "no"
     # Workers that are started fresh have to collect in the order of the first process, also what comes out of sets.
     hash_seed = {} if "PYTHONHASHSEED" in os.environ else {"PYTHONHASHSEED": str(random.SystemRandom().getrandbits(32))}
@@ -125,7 +129,9 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
         "dist": settings.dist,
         "junit": settings.junit,
         "basetemp": base_temp(config),
-        "max_fail": known.maxfail or settings.max_fail or 0,
+        "max_fail": max_fail,
+        "stop_after": stop_after,
+        "yield_on_failure": bool(stop_after),
         "history": settings.history and str(settings.history),
         "record_history": settings.record_history,
         "env": dict(hash_seed, **settings.env),

@@ -19,8 +19,18 @@ use pyo3::types::PyDict;
 use crate::settings::Configuration;
 
 /// What the template is told, as it is given: the worker reads it, nobody here does.
-const FOR_THE_WORKER: [&str; 9] =
-    ["args", "mainargv", "workers", "run_uid", "collect", "start_method", "isolation", "basetemp", "max_fail"];
+const FOR_THE_WORKER: [&str; 10] = [
+    "args",
+    "mainargv",
+    "workers",
+    "run_uid",
+    "collect",
+    "start_method",
+    "isolation",
+    "basetemp",
+    "max_fail",
+    "yield_on_failure",
+];
 
 /// A session's options, understood.
 pub struct Options {
@@ -108,6 +118,7 @@ impl Options {
                 .map_err(|error: String| PyValueError::new_err(format!("the option `dist` of a session: {error}")))?,
             inherit_output: optional(options, "inherit_output")?.unwrap_or(false),
             continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
+            max_fail_in_order: optional::<usize>(options, "stop_after")?.filter(|stop_after| *stop_after > 0),
             adopted: optional(options, "template_pid")?,
             init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },
             alone: false,

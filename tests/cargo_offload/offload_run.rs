@@ -131,6 +131,20 @@ class TestClass:
 }
 
 #[test]
+fn after_the_last_failure_that_is_allowed_a_worker_starts_nothing() {
+    let tests = "def log(name):\n    open('log', 'a').write(name)\n\
+                 def test_a(): log('a')\ndef test_b(): log('b'); assert 0\n\
+                 def test_c(): log('c')\ndef test_d(): log('d')\n";
+    for isolation in ["worker", "test"] {
+        let config = PYTEST.replace("retry_count = 1", "retry_count = 0");
+        let config = config.replace("type = \"pytest\"", &format!("type = \"pytest\"\nisolation = \"{isolation}\""));
+        let dir = project(&[("offload.toml", &config), ("test_it.py", tests)]);
+        run(dir.path(), &["run", "-j1", "--fail-fast"]).exits(1).says("1 passed, 1 failed, 2 not run");
+        assert_eq!(std::fs::read_to_string(dir.path().join("log")).unwrap(), "ab");
+    }
+}
+
+#[test]
 fn pytest_that_cannot_collect_shows_its_own_error() {
     let dir = project(&[("offload.toml", PYTEST), ("test_broken.py", "import no_such_module\n")]);
     run(dir.path(), &["run"]).exits(3).says("no_such_module").never_says("panicked");

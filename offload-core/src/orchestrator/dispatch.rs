@@ -121,6 +121,10 @@ impl<'a> Dispatcher<'a> {
             hedge: config.offload.impatiently_requeue_batches && orchestrator.provider.isolates(),
             feed,
             default_duration: config.history.default_duration,
+        })
+        .with_max_fail_in_order(match &execution {
+            Execution::Pytest(host) => host.options().max_fail_in_order,
+            _ => None,
         });
         let (facts, fact_inbox) = mpsc::unbounded_channel();
         let (reports, report_inbox) = mpsc::unbounded_channel();

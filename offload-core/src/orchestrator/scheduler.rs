@@ -186,6 +186,9 @@ pub struct Scheduler {
     halted: bool,
     /// The last test that may still be started.
     last: u32,
+    /// After how many failures, in the order of tests, the rest is not started; and the first failures.
+    max_fail_in_order: Option<usize>,
+    first_failures: Vec<u32>,
     /// Tests that are repeated when discovery has ended.
     parked: Vec<u32>,
     unsettled: usize,
@@ -226,6 +229,8 @@ impl Scheduler {
             discovering: true,
             halted: false,
             last: u32::MAX,
+            max_fail_in_order: None,
+            first_failures: Vec::new(),
             parked: Vec::new(),
             unsettled: 0,
             out: 0,
@@ -243,6 +248,13 @@ impl Scheduler {
             deaths: 0,
             config,
         }
+    }
+
+    /// Stops where a runner of one test after the other would: tests that come after the `max_fail`th failed one, in the
+    /// order of their numbers, are not started; earlier ones are.
+    #[must_use]
+    pub fn with_max_fail_in_order(self, max_fail: Option<usize>) -> Self {
+        Self { max_fail_in_order: max_fail, ..self }
     }
 
     /// A test was found. Tests may come at any time.
@@ -359,10 +371,11 @@ impl Scheduler {
             return false;
         }
         (self.losses, self.deaths) = (0, 0);
+        let yields = verdict == Verdict::Failed && self.counts_failures();
         if let Some(state) = self.sandboxes.get_mut(sandbox.0) {
             state.fruitful = true;
             state.refusals = 0;
-            state.yields = self.config.max_fail.is_some() && verdict == Verdict::Failed;
+            state.yields = yields;
         }
         self.learn(sandbox.0, &entry, now);
         self.refresh(sandbox.0, now);
@@ -370,6 +383,21 @@ impl Scheduler {
             self.abandon(other, test.0, now);
         }
         true
+    }
+
+    /// A test that had passed turns out to have failed.
+    pub fn failed_late(&mut self, sandbox: SandboxIndex, test: TestIndex) {
+        let yields = self.counts_failures();
+        if let Some(state) = self.sandboxes.get_mut(sandbox.0) {
+            state.yields = yields;
+        }
+        if self.tests.get(test.0 as usize).is_some_and(|test| !test.failed) {
+            self.count_failure(test.0);
+        }
+    }
+
+    fn counts_failures(&self) -> bool {
+        self.config.max_fail.is_some() || self.max_fail_in_order.is_some()
     }
 
     /// A sandbox has given tests back that it will not run, whether it was asked to or not.
@@ -582,10 +610,24 @@ impl Scheduler {
         self.outbox.push_back(Action::Settle(TestIndex(test)));
         self.close(test);
         if verdict == Verdict::Failed {
-            self.failed += 1;
-            if !self.halted && self.config.max_fail.is_some_and(|max| self.failed >= max) {
-                self.outbox.push_back(Action::MaxFailReached);
-                self.halt();
+            self.count_failure(test);
+        }
+    }
+
+    /// A test has failed for good, which may have been the last failure that is allowed.
+    fn count_failure(&mut self, test: u32) {
+        self.tests[test as usize].failed = true;
+        self.failed += 1;
+        if !self.halted && self.config.max_fail.is_some_and(|max| self.failed >= max) {
+            self.outbox.push_back(Action::MaxFailReached);
+            self.halt();
+        }
+        if let Some(max) = self.max_fail_in_order {
+            let position = self.first_failures.partition_point(|&other| other < test);
+            self.first_failures.insert(position, test);
+            self.first_failures.truncate(max);
+            if let Some(&last) = self.first_failures.get(max.saturating_sub(1)) {
+                self.stop_after(TestIndex(last));
             }
         }
     }

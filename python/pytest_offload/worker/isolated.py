@@ -37,6 +37,7 @@ class Isolated:
     CANCELLED = 1
     PASSED = 2
     STARTED = 3
+    FAILED = 4
     DURATIONS = struct.Struct("@3d")
     # Behind the bytes above.
     DURATIONS_AT = 8
@@ -53,8 +54,8 @@ class Isolated:
     def cancelled(self) -> bool:
         return bool(self._shared[self.CANCELLED])
 
-    def run(self, key: int, item: nodes.Item) -> None:
-        """Runs a test and waits for its process."""
+    def run(self, key: int, item: nodes.Item) -> bool:
+        """Runs a test and waits for its process. Returns whether it has not failed."""
         worker = self._worker
         collected = worker.session.testscollected
         if collected != self._frozen:
@@ -64,7 +65,7 @@ class Isolated:
             freeze()
         worker.channel.flush()
         self._shared[self.DELIVERED] = self._shared[self.PASSED] = 0
-        self._shared[self.STARTED] = 0
+        self._shared[self.STARTED] = self._shared[self.FAILED] = 0
         atexit.register(self._boundary.end_process)
         pid = fork()
         if pid == 0:
@@ -87,11 +88,16 @@ class Isolated:
         elif self._shared[self.PASSED]:
             durations = self.DURATIONS.unpack_from(self._shared, self.DURATIONS_AT)
             worker.channel.post_passed(key, list(durations))
+        return bool(self._shared[self.DELIVERED]) and not self._shared[self.FAILED]
 
     def passed(self, durations: list[float]) -> None:
         """In the child: the test has passed, and there is nothing more to say about it."""
         self.DURATIONS.pack_into(self._shared, self.DURATIONS_AT, *durations)
         self._shared[self.PASSED] = 1
+
+    def failed(self) -> None:
+        """In the child: the test has failed."""
+        self._shared[self.FAILED] = 1
 
     def _await_start(self) -> None:
         """In the child: waits until the worker has said that the test has started. Two must not speak at once."""

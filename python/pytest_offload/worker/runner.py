@@ -36,6 +36,9 @@ class Worker:
         self.session = plugin.session
         self.queue: collections.deque[Message] = collections.deque()
         self.ending = False
+        # How often everything was given back because of a failure, after which it is decided whether the run goes on.
+        self.yields = 0
+        self.yields_on_failure = bool(plugin.init.get("yield_on_failure"))
         self._listened = 0.0
         # The test that ran last and may have left scopes standing.
         self.last: tuple[int, nodes.Item] | None = None
@@ -61,7 +64,9 @@ class Worker:
         for message in self.channel.receive(block):
             kind = message["type"]
             if kind == "run":
-                self.queue.extend(message["tests"])
+                # What was on its way when this worker yielded counts as given back.
+                if message.get("resume", 0) == self.yields:
+                    self.queue.extend(message["tests"])
             elif kind == "collect":
                 self.plugin.collect(message["units"])
             elif kind == "take_back":
@@ -117,12 +122,16 @@ class Worker:
         if item is None:
             return
         if self.isolated is not None:
-            self.isolated.run(key, item)
+            if not self.isolated.run(key, item):
+                self._yield_after_failure()
             return
         # A copy of a test is no test's neighbour, but shares its parents: they are left standing.
         following = self._next_item()
         nextitem = following if following not in (None, item) else copy.copy(item)
-        self._tear_down_stale(item)
+        if not self._tear_down_stale(item):
+            self._yield_after_failure()
+            if self.yields_on_failure:
+                return
         if item in self.ran:
             self._renew(item)
         else:
@@ -149,8 +158,10 @@ class Worker:
             raise
         plugin.leave_if_forked()
         self.last = (key, item)
-        self._send_result(key)
+        passed = self._send_result(key)
         self.coverage.keep()
+        if not passed and self.isolated is None:
+            self._yield_after_failure()
         if self.session.shouldstop or self.session.shouldfail:
             # A plugin in the worker wants the run to end.
             reason = str(self.session.shouldfail or self.session.shouldstop)
@@ -195,8 +206,15 @@ class Worker:
 
     # -- wider scopes
 
-    def _tear_down_stale(self, item: nodes.Item | None) -> None:
-        """Tears down scopes that the last test left standing and `item` does not need."""
+    def _yield_after_failure(self) -> None:
+        """Where failures can end the run: gives back everything, and takes no test before that one is known."""
+        if self.yields_on_failure:
+            self.queue.clear()
+            self.yields += 1
+            self.channel.send("yielded")
+
+    def _tear_down_stale(self, item: nodes.Item | None) -> bool:
+        """Tears down scopes that the last test left standing and `item` does not need. Returns whether that worked."""
 
         def tear_down(last: nodes.Item, needed: list[Any]) -> None:
             # Hooks that look at what follows took the last test's own copy for it, and now see what does follow.
@@ -209,15 +227,15 @@ class Worker:
             hook = plugins.subset_hook_caller("pytest_runtest_teardown", plugins.get_plugins() - told)
             hook(item=last, nextitem=item)
 
-        self._tear_down(item.listchain() if item is not None else [], tear_down)
+        return self._tear_down(item.listchain() if item is not None else [], tear_down)
 
     def _scopes_down(self, _last: nodes.Item, needed: list[Any]) -> None:
         self.session._setupstate.teardown_exact(_Chain(needed) if needed else None)
 
-    def _tear_down(self, needed: list[Any], how: Callable[[nodes.Item, list[Any]], None]) -> None:
+    def _tear_down(self, needed: list[Any], how: Callable[[nodes.Item, list[Any]], None]) -> bool:
         standing = list(self.session._setupstate.stack)
         if self.last is None or standing == needed[: len(standing)]:
-            return
+            return True
         key, last = self.last
         plugin = self.plugin
         last._report_sections = []
@@ -237,10 +255,13 @@ class Worker:
                 failure.update(outcome="error", durations=[0.0, 0.0, call.duration], message=message_of(report))
                 failure.update(text=shorten(text_of(report)), stdout=report.capstdout, stderr=report.capstderr)
             self.channel.post("late_report", key=key, reports=[plugin.serialize(report)], **failure)
+            return not failure
+        return True
 
     # -- results
 
-    def _send_result(self, key: int) -> None:
+    def _send_result(self, key: int) -> bool:
+        """Returns whether the test has not failed."""
         plugin = self.plugin
         reports, plugin.reports = plugin.reports, []
         attributes = plugin.xml.attributes if plugin.xml is not None else []
@@ -253,7 +274,7 @@ class Worker:
                 self.isolated.passed(durations)
             else:
                 self.channel.post_passed(key, durations)
-            return
+            return True
         config = self.session.config
         if len(reports) != 3:
             for report in reports:
@@ -274,6 +295,10 @@ class Worker:
             data[-1]["$xml_attributes"] = list(attributes)
             attributes.clear()
         self.channel.post("finished", key=key, durations=durations, outcome=outcome, reports=data, **fields)
+        failed = outcome in ("failed", "error")
+        if failed and self.isolated is not None:
+            self.isolated.failed()
+        return not failed
 
 
 class _Chain:

@@ -189,7 +189,10 @@ impl Dispatcher<'_> {
             Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             Report::Native(key, event) => self.on_native(index, key, event),
             Report::Refused(tests, why) => self.on_refused(index, tests, why),
-            Report::LateFailure(key, result) => self.on_late_failure(key, *result),
+            Report::LateFailure(key, result) => {
+                self.scheduler.failed_late(index, TestIndex(key));
+                self.on_late_failure(key, *result);
+            }
             Report::Renamed(id) => {
                 if let Some(place) = self.places.get_mut(&index) {
                     place.id = id;

@@ -65,6 +65,8 @@ pub(super) struct Test {
     pub losses: u8,
     pub state: State,
     pub alone: bool,
+    /// It has failed for good.
+    pub failed: bool,
     /// The sandbox that has what it takes to run it, or [`NONE`].
     pub home: u32,
     /// No other sandbox can run it.
@@ -91,6 +93,7 @@ impl Test {
             losses: 0,
             state: State::Left,
             alone: spec.alone,
+            failed: false,
             home: spec.home.map_or(NONE, |home| home.0),
             pinned: false,
             astray: false,

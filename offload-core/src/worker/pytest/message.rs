@@ -26,10 +26,20 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Outgoing<'a> {
-    Fork { id: &'a str },
-    Collect { units: &'a [u32] },
-    Run { tests: &'a [RunLine] },
-    TakeBack { keys: &'a [TestKey] },
+    Fork {
+        id: &'a str,
+    },
+    Collect {
+        units: &'a [u32],
+    },
+    /// `resume`: how often the worker has said that it yields, as far as is known here.
+    Run {
+        tests: &'a [RunLine],
+        resume: u32,
+    },
+    TakeBack {
+        keys: &'a [TestKey],
+    },
     Cancel,
     Shutdown,
 }
@@ -95,6 +105,8 @@ pub(crate) enum Incoming {
     /// The process of the test alone ended without a result. The captured output is that of the result.
     Crashed(TestKey, Exit, Box<TestResult>),
     TakenBack(Vec<TestKey>),
+    /// After a failure: it has dropped all that it had, and takes no test until it hears that this is known.
+    Yielded,
     /// The tests of this file are others there than those that were reported, so none of them is run.
     Refused {
         unit: u32,
@@ -224,6 +236,7 @@ enum Kind {
     Finished,
     Crashed,
     TakenBack,
+    Yielded,
     Refused,
     LateReport,
     Property,
@@ -355,6 +368,7 @@ impl Line {
                 None => Incoming::Nothing,
             },
             (Kind::TakenBack, _) => Incoming::TakenBack(self.keys),
+            (Kind::Yielded, _) => Incoming::Yielded,
             (Kind::Refused, _) => {
                 Incoming::Refused { unit: self.unit, keys: self.keys, text: self.text.unwrap_or_default().0 }
             }

@@ -76,6 +76,8 @@ pub struct PytestOptions {
     pub inherit_output: bool,
     /// Tests run although some files could not be collected.
     pub continue_on_collection_errors: bool,
+    /// After how many failed tests those that come later are not started.
+    pub max_fail_in_order: Option<usize>,
     /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`](super::PytestHost::set_init).
     pub init: Option<String>,
     /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`](super::PytestHost::meeting_point) says.

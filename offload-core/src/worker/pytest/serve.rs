@@ -103,6 +103,7 @@ impl PytestWorker {
             heard: (0, 0),
             last: None,
             parted: false,
+            yields: 0,
             limit: None,
             cancelled: false,
             closing: false,
@@ -186,6 +187,8 @@ struct Serving {
     last: Option<TestKey>,
     /// The process has said its last word.
     parted: bool,
+    /// How often this process has yielded after a failure.
+    yields: u32,
     /// The longest time limit of a test so far: it holds for the end of the worker, too.
     limit: Option<Duration>,
     /// The worker was told to drop what it has.
@@ -350,7 +353,7 @@ impl Serving {
         if self.closing {
             worker.link.send(&Outgoing::Shutdown);
         }
-        (self.last, self.parted) = (None, false);
+        (self.last, self.parted, self.yields) = (None, false, 0);
         self.process = Process::Up(worker);
         self.feed();
     }
@@ -372,7 +375,7 @@ impl Serving {
         };
         let tests: Vec<RunLine> = self.queue.iter().skip(self.told).take(more).map(line).collect();
         self.told += tests.len();
-        worker.link.send(&Outgoing::Run { tests: &tests });
+        worker.link.send(&Outgoing::Run { tests: &tests, resume: self.yields });
     }
 
     fn remove(&mut self, key: TestKey) -> Option<PytestItem> {
@@ -402,6 +405,10 @@ impl Serving {
                 self.give_back(&keys);
                 // The worker may have nothing left of what it was told, and no result of it will come to ask for more.
                 self.feed();
+            }
+            Incoming::Yielded => {
+                self.yields += 1;
+                self.give_all_back();
             }
             Incoming::Refused { unit, mut keys, text } => {
                 keys.retain(|&key| self.remove(key).is_some());

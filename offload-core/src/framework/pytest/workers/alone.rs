@@ -60,6 +60,7 @@ impl PytestWorkers {
             "isolation": pytest.isolation,
             "basetemp": null,
             "max_fail": 0,
+            "yield_on_failure": config.offload.max_fail.is_some(),
             "standalone": true,
             "alone": true,
             "elsewhere": !is_here,
