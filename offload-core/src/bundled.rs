@@ -145,10 +145,10 @@ mod tests {
 
     #[test]
     fn an_unknown_script_is_named_with_those_that_exist() {
-        let error = BundledScripts::new().expand("x && @modal_sandbox.py create").unwrap_err();
+        let error = BundledScripts::new().expand("x && @other_sandbox.py create").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "no bundled script is called @modal_sandbox.py; there is @tempdir_sandbox.sh. A script of your own is named by its path, without the @"
+            "no bundled script is called @other_sandbox.py; there is @tempdir_sandbox.sh. A script of your own is named by its path, without the @"
         );
     }
 

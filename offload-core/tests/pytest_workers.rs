@@ -33,6 +33,7 @@ struct Project {
     config: OffloadConfig,
     env: BTreeMap<String, String>,
     despite_errors: bool,
+    phase_limit: Option<Duration>,
     /// The run is cancelled as soon as this test has started.
     cancel_in: Option<&'static str>,
     /// Once this test has started, the run hears of nothing until the file of that name is there.
@@ -86,6 +87,7 @@ impl Project {
             config,
             env: BTreeMap::new(),
             despite_errors: false,
+            phase_limit: None,
             cancel_in: None,
             deaf_in: None,
             default_duration: HistoryConfig::default().default_duration,
@@ -112,6 +114,7 @@ impl Project {
         fs::create_dir_all(self.dir.path().join("tmp")).unwrap();
         PytestOptions {
             max_fail_in_order: None,
+            phase_limit: self.phase_limit,
             dist: Dist::Load,
             python: python(),
             python_args: Vec::new(),
@@ -413,4 +416,27 @@ fn no_more_workers_are_forked_than_there_is_work_for() {
     project.workers = 8;
     let ran = project.run();
     assert_eq!(ran.native("worker_down").len(), 1);
+}
+
+#[test]
+fn a_worker_that_stops_while_it_collects_or_between_two_tests_costs_no_more_than_the_limit() {
+    let stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)\n";
+    let mut project = Project::new(&[("test_a.py", stop), ("test_b.py", "def test_b(): pass\n")]);
+    project.phase_limit = Some(Duration::from_secs(2));
+    project.despite_errors = true;
+    let ran = project.run();
+    assert_eq!(ran.outcomes(), BTreeMap::from([("test_b.py::test_b", TestOutcome::Passed)]));
+    let reports = ran.native("collect_report");
+    assert!(reports.iter().any(|report| report.data.contains("while it collected test_a.py: it took longer than 2 s")));
+
+    let finalizer = "import os, signal, pytest\n@pytest.fixture(scope='module', autouse=True)\ndef stops():\n    yield\n    \
+                     if not os.path.exists('once'):\n        open('once', 'w').close()\n        os.kill(os.getpid(), signal.SIGSTOP)\n\
+                     def test_a(): pass\n";
+    let mut project = Project::new(&[("test_a.py", finalizer), ("test_b.py", "def test_b(): pass\n")]);
+    project.workers = 1;
+    project.config.test_timeout = Duration::from_secs(2);
+    let ran = project.run();
+    assert_eq!(ran.outcomes()["test_b.py::test_b"], TestOutcome::Passed);
+    let late = &ran.test("test_a.py::test_a").attempts.last().unwrap().result;
+    assert!(late.message.as_deref().unwrap_or_default().contains("took longer than the limit of 2 s"), "{late:?}");
 }

@@ -40,6 +40,10 @@ class Deselected:
         self.nodeid = nodeid
 
 
+# Seconds after which a run tells how well its work was shared out.
+LONG_RUN = 10.0
+
+
 class InOrder:
     """Commits tests in collection order, so that what stops a run stops it where plain pytest would stop.
 
@@ -109,7 +113,7 @@ class Controller:
         self.notices = list(settings.notices)
         self.nodes = Nodes(config, settings.workers, run_uid)
         self.flaky: list[str] = []
-        self.crashes: list[tuple[str, str, str]] = []
+        self.crashes: list[tuple[str, str, str, str]] = []
         self.summary: dict[str, Any] = {}
         self.lost: list[tuple[str, str]] = []
         self.warnings: list[str] = []
@@ -219,19 +223,21 @@ class Controller:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         write = terminalreporter.write_line
-        verbose = terminalreporter.verbosity > 0 and bool(self.summary.get("idle_worker"))
-        if not (self.flaky or self.crashes or self.lost or self.warnings or verbose):
+        # A short run says nothing about how well work was shared out.
+        lasted = float(self.summary.get("duration_secs", 0.0))
+        idle = lasted > LONG_RUN and terminalreporter.verbosity >= 0 and bool(self.summary.get("idle_worker"))
+        if not (self.flaky or self.crashes or self.lost or self.warnings or idle):
             return
         terminalreporter.write_sep("=", "offload")
-        for nodeid, worker, message in self.crashes:
-            write(f"CRASHED {nodeid} on {worker}: {message}", red=True)
+        for label, nodeid, worker, message in self.crashes:
+            write(f"{label} {nodeid} on {worker}: {message}", red=True)
         for worker, reason in self.lost:
             write(f"LOST {worker}: {reason}", red=True)
         for text in self.warnings:
             write(f"WARNING {text}", yellow=True)
         for nodeid in self.flaky:
             write(f"FLAKY {nodeid} passed on a retry", yellow=True)
-        if self.summary.get("idle_worker"):
+        if idle:
             share = float(self.summary.get("idle_share", 0.0))
             write(f"the slowest sandbox, {self.summary['idle_worker']}, was idle for {share:.0%} of the run")
 
@@ -361,14 +367,14 @@ class Controller:
         will_retry: bool = False,
         number: int = 1,
         duration: float = 0.0,
-        _timed_out: bool = False,
+        timed_out: bool = False,
         stdout: str = "",
         stderr: str = "",
         *_: object,
     ) -> None:
         path = path or nodeid.partition("::")[0]
         attempt = Attempt(key, nodeid, path, line, domain or nodeid, worker, number, will_retry)
-        self.crashes.append((nodeid, worker, message))
+        self.crashes.append(("TIMEOUT" if timed_out else "CRASHED", nodeid, worker, message))
 
         def commit() -> None:
             said = (("Captured stdout call", stdout), ("Captured stderr call", stderr))
@@ -497,6 +503,9 @@ class Controller:
     def _on_waiting(self, text: str, *_: object) -> None:
         terminal = self.config.pluginmanager.getplugin("terminalreporter")
         if terminal is not None:
+            # Behind dots, of which the reporter does not know that the line has not ended.
+            if terminal._tw.width_of_current_line:
+                terminal._tw.line()
             terminal.ensure_newline()
             terminal.write_line(f"offload: {text}")
 

@@ -11,7 +11,7 @@ use offload_core::provider::docker::DockerProvider;
 use offload_core::provider::local::LocalProvider;
 use offload_core::provider::ssh::SshProvider;
 use offload_core::secret::Secrets;
-use offload_core::worker::pytest::{Dist, Elsewhere, PytestOptions};
+use offload_core::worker::pytest::{Dist, Elsewhere, PytestOptions, phase_limit};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -118,6 +118,7 @@ impl Options {
                 .map_err(|error: String| PyValueError::new_err(format!("the option `dist` of a session: {error}")))?,
             inherit_output: optional(options, "inherit_output")?.unwrap_or(false),
             continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
+            phase_limit: phase_limit(timeout),
             max_fail_in_order: optional::<usize>(options, "stop_after")?.filter(|stop_after| *stop_after > 0),
             adopted: optional(options, "template_pid")?,
             init: if optional(options, "hold")?.unwrap_or(false) { None } else { Some(init_message(options, None)?) },

@@ -32,6 +32,8 @@ pub(super) enum Report {
     Message(Message),
     /// The sandbox broke.
     Lost(String),
+    /// There is no room for what the sandbox needs beside the others.
+    NoRoom(String),
     /// Something that the user should know and that breaks nothing.
     Warning(String),
     /// Something that is wrong with the run, and with no test.
@@ -149,6 +151,7 @@ impl TestRunner {
                         Said::Replaced(id) => Report::Renamed(id),
                         Said::Problem(text) => Report::Problem(text),
                         Said::Lost(reason) => Report::Lost(reason),
+                        Said::NoRoom(reason) => Report::NoRoom(reason),
                     };
                     let _ = reports.send((index, report));
                 });

@@ -468,6 +468,18 @@ impl Scheduler {
         self.ceiling = self.ceiling.min(self.config.max_sandboxes);
     }
 
+    /// There is no room for a sandbox beside the others, of which there are not to be more. What it had goes to them.
+    /// Returns whether there are any.
+    pub fn sandbox_without_room(&mut self, sandbox: SandboxIndex, now: Duration) -> bool {
+        let others = self.sandboxes.live().saturating_sub(1);
+        let Some(state) = self.sandboxes.get_mut(sandbox.0).filter(|_| others > 0) else { return false };
+        // Nothing broke.
+        state.fruitful = true;
+        self.limit_sandboxes(others);
+        self.sandbox_lost(sandbox, now);
+        true
+    }
+
     /// A sandbox that was to be created will not be, which is no failure.
     pub fn sandbox_withdrawn(&mut self, sandbox: SandboxIndex) {
         if self.sandboxes.get(sandbox.0).is_some_and(|state| !state.ready) {

@@ -10,6 +10,7 @@
 //! - `options` is how pytest is started,
 //! - `template` is the process that forks workers on this machine,
 //! - `serve` drives one worker for the sandbox that it stands for, and replaces it when it breaks,
+//! - `patience` is how long processes may take for what is no test,
 //! - `ahead` says how much a worker is told in advance,
 //! - `message` and `link` are what is said and how it travels, `relay` the way to another place,
 //! - `site` is what can be done where processes are, `output` is what is left in files.
@@ -27,6 +28,7 @@ mod link;
 mod message;
 mod options;
 mod output;
+mod patience;
 mod program;
 mod relay;
 mod roll;
@@ -40,7 +42,8 @@ pub use host::PytestHost;
 pub(crate) use host::{FromTemplate, WorkerProcess};
 pub(crate) use link::LinkError;
 pub(crate) use message::{Collected, Incoming, Outgoing, UnitLine};
-pub use options::{Dist, Elsewhere, PytestOptions};
+pub use options::{Dist, Elsewhere, PytestOptions, phase_limit};
+pub(crate) use patience::{WORTH_SAYING, within};
 pub(crate) use serve::{PytestWorker, Said};
 
 use super::TestKey;

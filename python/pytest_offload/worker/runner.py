@@ -238,6 +238,7 @@ class Worker:
             return True
         key, last = self.last
         plugin = self.plugin
+        self.channel.send("tearing_down")
         last._report_sections = []
         capture = self.session.config.pluginmanager.getplugin("capturemanager")
         capturing = capture.item_capture("teardown", last) if capture is not None else contextlib.nullcontext()

@@ -200,6 +200,17 @@ impl Dispatcher<'_> {
         }
     }
 
+    /// There is no room for a sandbox beside the others, which do its work.
+    pub(super) fn do_without(&mut self, index: SandboxIndex, reason: String) {
+        if !self.scheduler.sandbox_without_room(index, self.now()) {
+            return self.lose(index, reason);
+        }
+        if let Some(place) = self.places.get_mut(&index) {
+            place.assigned.clear();
+            self.terminate(index, None);
+        }
+    }
+
     pub(super) fn release(&mut self, index: SandboxIndex) {
         let Some(place) = self.places.get(&index) else { return };
         let (sandbox, busy, failed) = (Arc::clone(&place.id), place.busy, place.failed);

@@ -185,6 +185,7 @@ impl Dispatcher<'_> {
     pub(super) fn on_report(&mut self, index: SandboxIndex, report: Report) {
         match report {
             Report::Lost(reason) => self.lose(index, reason),
+            Report::NoRoom(reason) => self.do_without(index, reason),
             Report::Problem(text) => self.problem(text),
             Report::Warning(text) => drop(self.emit(RunEvent::Warning { text })),
             Report::Native(key, event) => self.on_native(index, key, event),

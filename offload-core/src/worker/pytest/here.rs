@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::directory::RunDirectory;
 use super::host::{FromTemplate, Order};
@@ -28,6 +29,12 @@ use crate::random;
 
 /// How long the template may take to end when it is told to.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is tried again to let a process in for which there is no room, and for how long if nobody else is there.
+const SCARCITY_PAUSE: Duration = Duration::from_millis(100);
+const SCARCITY_PATIENCE: Duration = Duration::from_secs(10);
+/// From when on others do the work of processes that cannot be let in.
+const TURNED_AWAY_AFTER: Duration = Duration::from_millis(500);
 
 /// Where the template and its workers connect, and what they say to be let in.
 #[derive(Debug)]
@@ -93,11 +100,22 @@ impl Here {
     }
 
     pub async fn run(mut self) {
+        // Since when nothing can be accepted.
+        let mut scarce: Option<Instant> = None;
         let now = loop {
+            let pause = async {
+                if scarce.is_some() {
+                    tokio::time::sleep(SCARCITY_PAUSE).await;
+                }
+                self.listener.accept().await
+            };
             tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => self.roll.greet(Link::new(stream)),
-                    Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
+                accepted = pause => match accepted {
+                    Ok((stream, _)) => {
+                        scarce = None;
+                        self.roll.greet(Link::new(stream));
+                    }
+                    Err(error) => scarce = Some(self.on_scarcity(&error, scarce)),
                 },
                 step = self.roll.step(&mut self.inbox) => if let ControlFlow::Break(now) = step {
                     break now;
@@ -107,6 +125,26 @@ impl Here {
         };
         self.end(now).await;
         drop(self.dir);
+    }
+
+    /// A process has connected and cannot be let in, for lack of file descriptors or memory. It waits until another one has
+    /// ended; if there is none, there will never be room.
+    fn on_scarcity(&mut self, error: &io::Error, since: Option<Instant>) -> Instant {
+        let since = since.unwrap_or_else(|| {
+            self.roll.warn(format!(
+                "There is no room for all workers ({error}), so fewer run at once. A higher limit (`ulimit -n`) or fewer \
+                 sandboxes (--offload-parallel) avoid that."
+            ));
+            Instant::now()
+        });
+        if since.elapsed() >= TURNED_AWAY_AFTER && self.roll.has_workers() {
+            self.roll.turn_away(&error.to_string());
+        }
+        if since.elapsed() >= SCARCITY_PATIENCE && !self.roll.has_workers() {
+            let text = format!("No worker can connect: {error}. Raise the limit, as with `ulimit -n 256`.");
+            self.roll.end("there is no room for a connection", FromTemplate::Ended(text));
+        }
+        since
     }
 
     /// The template is gone, whatever the reason.

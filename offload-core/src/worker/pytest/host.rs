@@ -22,7 +22,7 @@ use super::link::Link;
 use super::message::{Exit, Incoming};
 use super::options::PytestOptions;
 use super::relay::{self, NoRelay, Stream};
-use super::roll::{Reply, Roll};
+use super::roll::{NoWorker, Reply, Roll};
 use super::serve::{PytestWorker, Said};
 use super::site::Site;
 use crate::event::NativeEvent;
@@ -114,7 +114,7 @@ pub(crate) enum FromTemplate {
 }
 
 /// The answer to the wish for a worker.
-pub(crate) type Forked = oneshot::Receiver<Result<WorkerProcess, String>>;
+pub(crate) type Forked = oneshot::Receiver<Result<WorkerProcess, NoWorker>>;
 
 /// What a template is asked for.
 pub(super) enum Order {

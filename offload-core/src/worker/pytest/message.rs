@@ -101,6 +101,8 @@ pub(crate) enum Incoming {
     Replace,
     /// The process is that of the test alone, where it has one.
     Started(TestKey, Option<Pid>),
+    /// Between two tests: it tears down what the last ones have set up.
+    TearingDown,
     Finished(TestKey, Box<TestResult>),
     /// The process of the test alone ended without a result. The captured output is that of the result.
     Crashed(TestKey, Exit, Box<TestResult>),
@@ -233,6 +235,7 @@ enum Kind {
     Replace,
     Exited,
     Started,
+    TearingDown,
     Finished,
     Crashed,
     TakenBack,
@@ -368,6 +371,7 @@ impl Line {
                 None => Incoming::Nothing,
             },
             (Kind::TakenBack, _) => Incoming::TakenBack(self.keys),
+            (Kind::TearingDown, _) => Incoming::TearingDown,
             (Kind::Yielded, _) => Incoming::Yielded,
             (Kind::Refused, _) => {
                 Incoming::Refused { unit: self.unit, keys: self.keys, text: self.text.unwrap_or_default().0 }

@@ -5,6 +5,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// The shortest limit of a phase that is no test.
+const SHORTEST_PHASE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Which tests run on one worker, one after the other. The names are those of pytest-xdist's `--dist`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +82,8 @@ pub struct PytestOptions {
     pub continue_on_collection_errors: bool,
     /// After how many failed tests those that come later are not started.
     pub max_fail_in_order: Option<usize>,
+    /// How long a process may take to start, to collect a file, and to come to its next test; `None`: any time.
+    pub phase_limit: Option<Duration>,
     /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`](super::PytestHost::set_init).
     pub init: Option<String>,
     /// A child of this process that is the template already and waits for what [`PytestHost::meeting_point`](super::PytestHost::meeting_point) says.
@@ -86,6 +92,11 @@ pub struct PytestOptions {
     pub alone: bool,
     /// How sandboxes that are somewhere else are used; `None`: there are none, and all happens on this machine.
     pub elsewhere: Option<Elsewhere>,
+}
+
+/// The limit of phases that are no test, where tests have this one: none if they have none.
+pub fn phase_limit(timeout: Duration) -> Option<Duration> {
+    (timeout < Duration::MAX).then(|| timeout.saturating_mul(10).max(SHORTEST_PHASE_LIMIT))
 }
 
 /// Tests are collected and run in sandboxes that are somewhere else.

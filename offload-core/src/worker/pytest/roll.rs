@@ -26,7 +26,21 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) const TAIL_LINES: usize = 60;
 
 /// Where the answer to the wish for a worker goes.
-pub(super) type Reply = oneshot::Sender<Result<WorkerProcess, String>>;
+pub(super) type Reply = oneshot::Sender<Result<WorkerProcess, NoWorker>>;
+
+/// Why there is no worker.
+#[derive(Debug)]
+pub(crate) struct NoWorker {
+    pub reason: String,
+    /// File descriptors or memory are scarce: fewer at once may do.
+    pub no_room: bool,
+}
+
+impl From<String> for NoWorker {
+    fn from(reason: String) -> Self {
+        Self { reason, no_room: false }
+    }
+}
 
 pub(super) struct Roll {
     site: Site,
@@ -166,7 +180,8 @@ impl Roll {
                             words = site.tail(&template, 0, TAIL_LINES).await.0;
                         }
                         let words = if words.is_empty() { words } else { format!("\n{words}") };
-                        let _ = reply.send(Err(format!("the worker {id} ended before it was ready: {exit}{words}")));
+                        let text = format!("the worker {id} ended before it was ready: {exit}{words}");
+                        let _ = reply.send(Err(text.into()));
                     });
                 }
             }
@@ -193,6 +208,23 @@ impl Roll {
         self.sink.send(Discovered::Native(NativeEvent::new(kind, data)));
     }
 
+    /// Something that users should know.
+    pub fn warn(&self, text: String) {
+        self.sink.send(Discovered::Warning(text));
+    }
+
+    /// Nobody can be let in: what waits for workers has to do without.
+    pub fn turn_away(&mut self, why: &str) {
+        for (_, reply) in self.asked.drain() {
+            let _ = reply.send(Err(NoWorker { reason: why.to_owned(), no_room: true }));
+        }
+    }
+
+    /// Whether a worker is there that has not been reported as ended.
+    pub fn has_workers(&self) -> bool {
+        !self.live.is_empty()
+    }
+
     pub fn fork(&mut self, id: String, reply: Reply) {
         match &mut self.link {
             Some(link) => {
@@ -201,7 +233,7 @@ impl Roll {
             }
             None => {
                 let text = format!("the worker {id} cannot be forked: the template process is gone");
-                let _ = reply.send(Err(text));
+                let _ = reply.send(Err(text.into()));
             }
         }
     }
@@ -219,7 +251,7 @@ impl Roll {
     /// There is no template any more: nothing comes of what was asked of it.
     pub fn end(&mut self, how: &str, news: FromTemplate) {
         for (id, reply) in self.asked.drain() {
-            let _ = reply.send(Err(format!("the worker {id} cannot be forked: {how}")));
+            let _ = reply.send(Err(format!("the worker {id} cannot be forked: {how}").into()));
         }
         self.exits.clear();
         let _ = self.template.send(news);

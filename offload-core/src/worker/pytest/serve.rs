@@ -9,6 +9,7 @@
 //! back at once.
 
 mod end;
+mod stacks;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use super::ahead::{self, Pace};
 use super::host::{Forked, PytestHost, WorkerProcess};
 use super::link::LinkError;
 use super::message::{Exit, Incoming, Outgoing, RunLine};
+use super::patience::{STOPPED, TICK, WORTH_SAYING};
+use super::roll::NoWorker;
 use crate::event::NativeEvent;
 use crate::framework::TestResult;
 use crate::worker::{Message, TestKey};
@@ -50,6 +53,8 @@ pub(crate) enum Said {
     Replaced(Arc<str>),
     /// The worker broke, and not because of a test.
     Lost(String),
+    /// There is no room for the worker beside others.
+    NoRoom(String),
 }
 
 enum Order {
@@ -90,6 +95,7 @@ impl PytestWorker {
 
     fn spawn(host: &Arc<PytestHost>, slot: u32, process: Process, say: impl Fn(Said) + Send + Sync + 'static) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
+        let starts = matches!(process, Process::Forking(_));
         let serving = Serving {
             host: Arc::clone(host),
             slot,
@@ -103,6 +109,8 @@ impl PytestWorker {
             heard: (0, 0),
             last: None,
             parted: false,
+            between: starts.then(|| (Between::Start, Instant::now())),
+            announced: false,
             yields: 0,
             limit: None,
             cancelled: false,
@@ -153,7 +161,7 @@ enum Process {
 /// What happens next.
 enum Next {
     Order(Option<Order>),
-    Forked(Result<WorkerProcess, String>),
+    Forked(Result<WorkerProcess, NoWorker>),
     Said(Result<Option<Incoming>, LinkError>),
     Exited(Option<Exit>),
     TimeIsUp,
@@ -165,6 +173,17 @@ struct Running {
     since: Instant,
     /// The process of this test alone, if it has one.
     process: Option<Pid>,
+}
+
+/// What a worker does that has tests and runs none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Between {
+    /// It starts.
+    Start,
+    /// It comes to its next test, of which it may have to collect the file first.
+    Approach,
+    /// It tears down what its last tests have set up.
+    TearDown,
 }
 
 struct Serving {
@@ -187,6 +206,10 @@ struct Serving {
     last: Option<TestKey>,
     /// The process has said its last word.
     parted: bool,
+    /// What it does while it has tests and runs none, and since when.
+    between: Option<(Between, Instant)>,
+    /// Whether users know that it is waited for.
+    announced: bool,
     /// How often this process has yielded after a failure.
     yields: u32,
     /// The longest time limit of a test so far: it holds for the end of the worker, too.
@@ -207,16 +230,23 @@ impl Serving {
         tokio::pin!(sleep);
         while open || !matches!(self.process, Process::Down) {
             let deadline = self.deadline();
-            if let Some(deadline) = deadline
-                && (sleep.is_elapsed() || sleep.deadline() > deadline)
-            {
-                sleep.as_mut().reset(deadline);
+            if let Some(deadline) = deadline {
+                let wake = deadline.min(Instant::now() + TICK);
+                if sleep.is_elapsed() || sleep.deadline() > wake {
+                    sleep.as_mut().reset(wake);
+                }
             }
             let next = tokio::select! {
                 order = orders.recv(), if open => Next::Order(order),
                 next = self.process.next() => next,
                 () = &mut sleep, if deadline.is_some() => Next::TimeIsUp,
             };
+            if deadline.is_some() {
+                let late = Instant::now().saturating_duration_since(sleep.deadline());
+                if late > STOPPED {
+                    self.put_off(late);
+                }
+            }
             match next {
                 Next::Order(Some(order)) => self.on_order(order).await,
                 Next::Order(None) => {
@@ -224,10 +254,10 @@ impl Serving {
                     self.close();
                 }
                 Next::Forked(Ok(worker)) => self.on_forked(Box::new(worker)),
-                Next::Forked(Err(reason)) => {
+                Next::Forked(Err(NoWorker { reason, no_room })) => {
                     self.process = Process::Down;
                     if !self.closing {
-                        return self.lose(reason);
+                        return (self.say)(if no_room { Said::NoRoom(reason) } else { Said::Lost(reason) });
                     }
                 }
                 Next::Said(Ok(Some(message))) => {
@@ -259,7 +289,11 @@ impl Serving {
                         return;
                     }
                 }
-                Next::TimeIsUp => self.on_time_up().await,
+                Next::TimeIsUp => {
+                    if !self.on_time_up().await {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -270,7 +304,33 @@ impl Serving {
 
     fn deadline(&self) -> Option<Instant> {
         let test = self.running.as_ref().and_then(|running| running.since.checked_add(running.item.timeout));
-        [test, self.give_up_at].into_iter().flatten().min()
+        let between = self.between.and_then(|(what, since)| {
+            let limit = self.limit_between(what).and_then(|limit| since.checked_add(limit));
+            let saying = (!self.announced).then(|| since + WORTH_SAYING);
+            [limit, saying].into_iter().flatten().min()
+        });
+        [test, between, self.give_up_at].into_iter().flatten().min()
+    }
+
+    fn limit_between(&self, what: Between) -> Option<Duration> {
+        match what {
+            Between::Start | Between::Approach => self.host.options().phase_limit,
+            Between::TearDown => self.limit,
+        }
+    }
+
+    /// Time has passed that does not count: this process was stopped, or the machine slept.
+    fn put_off(&mut self, by: Duration) {
+        let begun = self.running.iter_mut().map(|running| &mut running.since);
+        for moment in begun.chain(self.between.iter_mut().map(|(_, since)| since)).chain(&mut self.give_up_at) {
+            *moment += by;
+        }
+    }
+
+    /// Takes note of what the worker does now, while it runs no test.
+    fn enter(&mut self, what: Option<Between>) {
+        self.between = what.map(|what| (what, Instant::now()));
+        self.announced = false;
     }
 
     async fn on_order(&mut self, order: Order) {
@@ -281,6 +341,7 @@ impl Serving {
                     Process::Down => {
                         let (id, forked) = self.host.fork(self.slot);
                         self.process = Process::Forking(forked);
+                        self.enter(Some(Between::Start));
                         (self.say)(Said::Replaced(id));
                     }
                 }
@@ -354,6 +415,7 @@ impl Serving {
             worker.link.send(&Outgoing::Shutdown);
         }
         (self.last, self.parted, self.yields) = (None, false, 0);
+        self.enter(None);
         self.process = Process::Up(worker);
         self.feed();
     }
@@ -376,6 +438,9 @@ impl Serving {
         let tests: Vec<RunLine> = self.queue.iter().skip(self.told).take(more).map(line).collect();
         self.told += tests.len();
         worker.link.send(&Outgoing::Run { tests: &tests, resume: self.yields });
+        if self.running.is_none() && self.between.is_none() {
+            self.enter(Some(Between::Approach));
+        }
     }
 
     fn remove(&mut self, key: TestKey) -> Option<PytestItem> {
@@ -385,6 +450,18 @@ impl Serving {
     }
 
     async fn on_message(&mut self, message: Incoming) {
+        let tears_down = matches!(message, Incoming::TearingDown);
+        self.take_in(message).await;
+        let busy = self.running.is_none() && self.told > 0 && matches!(self.process, Process::Up(_));
+        match (busy, tears_down) {
+            (false, _) if self.between.is_none() => {}
+            (false, _) => self.enter(None),
+            (true, true) => self.enter(Some(Between::TearDown)),
+            (true, false) => self.enter(Some(Between::Approach)),
+        }
+    }
+
+    async fn take_in(&mut self, message: Incoming) {
         match message {
             Incoming::Started(key, process) => {
                 if let Some(item) = self.remove(key) {
@@ -469,7 +546,7 @@ impl Process {
         match self {
             Self::Down => std::future::pending().await,
             Self::Forking(forked) => {
-                let gone = || Err("a worker cannot be forked: the template process is gone".to_owned());
+                let gone = || Err("a worker cannot be forked: the template process is gone".to_owned().into());
                 Next::Forked(forked.await.unwrap_or_else(|_| gone()))
             }
             Self::Up(worker) => {

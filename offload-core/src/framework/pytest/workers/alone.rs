@@ -10,7 +10,7 @@ use super::super::command;
 use super::super::launch::Launch;
 use super::PytestWorkers;
 use crate::config::{Config, FrameworkConfig, GroupConfig, ProviderConfig, PytestFrameworkConfig};
-use crate::worker::pytest::{Dist, Elsewhere, PytestHost, PytestOptions};
+use crate::worker::pytest::{Dist, Elsewhere, PytestHost, PytestOptions, phase_limit};
 
 impl PytestWorkers {
     /// Workers for a run of `offload`, with `env` on top of everything else in their environment. `None` where they cannot
@@ -81,6 +81,7 @@ impl PytestWorkers {
             dist: pytest.dist.parse().unwrap_or(Dist::Load),
             continue_on_collection_errors: despite_errors,
             init: Some(init.to_string()),
+            phase_limit: phase_limit(config.offload.test_timeout),
             alone: true,
             elsewhere: (!is_here).then_some(Elsewhere { python, root: None, selects: Elsewhere::selects(&args) }),
             ..PytestOptions::default()

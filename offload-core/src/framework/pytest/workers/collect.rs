@@ -19,7 +19,7 @@ use crate::framework::{
     Address, Discovered, DiscoverySink, FrameworkError, FrameworkResult, Sandboxes, Suite, TestRecord,
 };
 use crate::worker::pytest::{
-    Collected, FromTemplate, Incoming, LinkError, Outgoing, PytestHost, UnitLine, WorkerProcess,
+    Collected, FromTemplate, Incoming, LinkError, Outgoing, PytestHost, UnitLine, WORTH_SAYING, WorkerProcess, within,
 };
 
 /// How long after the end of its connection it takes at most to hear how a worker ended.
@@ -190,7 +190,7 @@ impl<'a> Collection<'a> {
         }
         match failed {
             // What one did not collect others have.
-            Some(_) if left == 0 && collectors.sandboxes.is_some() => Ok(()),
+            Some(_) if left == 0 => Ok(()),
             Some(reason) => Err(FrameworkError::Discovery(reason)),
             None => Ok(()),
         }
@@ -340,7 +340,12 @@ impl Collector {
                 return Ok(());
             }
             let (id, forked) = self.host.fork(self.slot);
-            let worker = forked.await.map_err(|_| format!("the worker {id} could not be forked")).flatten();
+            let worker = within(self.limit(), forked, || self.waits_for(&id, "starts")).await;
+            let worker = match worker {
+                Some(Ok(forked)) => forked.map_err(|none| none.reason),
+                Some(Err(_)) => Err(format!("the worker {id} could not be forked")),
+                None => Err(format!("the worker {id} took longer than {} s to start", self.limit_secs())),
+            };
             let lost = match worker {
                 Ok(mut worker) => match self.collect(&mut worker).await {
                     Ok(()) => {
@@ -410,9 +415,15 @@ impl Collector {
             if self.requests == 0 {
                 return Ok(());
             }
-            let message = match worker.link.next().await {
-                Ok(Some(message)) => message,
-                other => return Err(how_it_ended(worker, other.err()).await),
+            let what = match self.pending.front() {
+                Some(&file) => format!("collects {}", self.units[file].path.0),
+                None => "ends its share of collecting".to_owned(),
+            };
+            let id = Arc::clone(&worker.id);
+            let message = match within(self.limit(), worker.link.next(), || self.waits_for(&id, &what)).await {
+                Some(Ok(Some(message))) => message,
+                Some(other) => return Err(how_it_ended(worker, other.err()).await),
+                None => return Err(End::Worker(format!("it took longer than {} s", self.limit_secs()))),
             };
             match message {
                 Incoming::Collected(collected) => {
@@ -435,6 +446,20 @@ impl Collector {
                 _ => {}
             }
         }
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        self.host.options().phase_limit
+    }
+
+    fn limit_secs(&self) -> f64 {
+        self.limit().unwrap_or_default().as_secs_f64()
+    }
+
+    fn waits_for(&self, worker: &str, what: &str) {
+        let text = format!("Waiting for {worker} for {} s: it {what}.", WORTH_SAYING.as_secs());
+        let data = serde_json::Value::from(text).to_string();
+        self.tell(Found::Native(NativeEvent::new("waiting", data)));
     }
 
     /// Takes further files off the shares.

@@ -4,23 +4,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use tokio::time::Instant;
 
 use super::super::ahead::Pace;
 use super::super::host::WorkerProcess;
 use super::super::message::{Exit, Incoming};
+use super::super::patience::WORTH_SAYING;
 use super::super::roll::worker_down;
-use super::{Process, Running, Said, Serving};
+use super::{Between, Process, Running, Said, Serving, stacks};
 use crate::framework::{TestOutcome, TestResult};
 use crate::worker::libtest::timeout_message;
 use crate::worker::{Message, TestKey};
 
 /// How long a worker may take to end once it has said good-bye (plugins and libraries clean up at exit).
 const BYE_PATIENCE: Duration = Duration::from_secs(10);
+/// For how long something that has arrived may not have been noticed.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 /// How many lines of stacks a report shows.
 const DUMP_LINES: usize = 500;
-/// How many lines that were written by a process that died a report shows.
-const LAST_WORDS: usize = 40;
 
 impl Serving {
     /// What would end a pytest is the fault of the test that runs, where there is no such pytest.
@@ -209,35 +211,42 @@ impl Serving {
         (self.say)(Said::Lost(reason));
     }
 
-    pub(super) async fn on_time_up(&mut self) {
+    /// A moment has come at which something should have happened. Returns whether the sandbox goes on.
+    pub(super) async fn on_time_up(&mut self) -> bool {
+        if self.deadline().is_none_or(|deadline| deadline > Instant::now()) {
+            return true;
+        }
+        // What has arrived comes before what should have: after this process was stopped, nobody has looked yet.
+        tokio::time::sleep(LAST_LOOK).await;
+        if let Some(output) = self.hear_what_arrived().await {
+            self.on_bye(output.as_deref().map(serde_json::value::RawValue::get)).await;
+            return true;
+        }
+        if self.deadline().is_none_or(|deadline| deadline > Instant::now()) {
+            return true;
+        }
         let now = Instant::now();
         if self.give_up_at.is_some_and(|at| at <= now) {
             let (id, stacks) = match &self.process {
-                Process::Up(worker) => {
-                    let stacks = match worker.dump.as_deref() {
-                        Some(path) => worker.site.stacks(worker.pid, path, DUMP_LINES).await,
-                        None => None,
-                    };
-                    (Arc::clone(&worker.id), stacks)
+                Process::Up(worker) => (Arc::clone(&worker.id), self.stacks(None).await),
+                _ => {
+                    self.give_up_at = None;
+                    return true;
                 }
-                _ => return self.give_up_at = None,
             };
             if !self.cancelled {
                 let limit = self.limit.unwrap_or_default().as_secs_f64();
                 self.blame_end(&id, &format!("because that took longer than the limit of {limit} s"), stacks);
             }
             self.stop("it did not end when it was told to");
-            return;
+            return true;
+        }
+        if let Some((what, since)) = self.between {
+            return self.on_long_phase(what, now.saturating_duration_since(since)).await;
         }
         let late = |running: &mut Running| running.since.checked_add(running.item.timeout).is_some_and(|at| at <= now);
-        let Some(Running { item, since, process }) = self.running.take_if(late) else { return };
-        let stacks = match &self.process {
-            Process::Up(worker) => match worker.dump.as_deref() {
-                Some(path) => worker.site.stacks(process.unwrap_or(worker.pid), path, DUMP_LINES).await,
-                None => None,
-            },
-            _ => None,
-        };
+        let Some(Running { item, since, process }) = self.running.take_if(late) else { return true };
+        let stacks = self.stacks(process).await;
         let result = TestResult {
             details: stacks,
             ..TestResult::new(TestOutcome::TimedOut, since.elapsed()).with_message(timeout_message(item.timeout))
@@ -245,6 +254,62 @@ impl Serving {
         self.stop("a test ran out of time");
         self.say(Message::Finished { key: item.key, result: Box::new(result) });
         self.give_all_back();
+        true
+    }
+
+    /// Takes note of what has arrived; stops at the worker's last word, which comes out.
+    async fn hear_what_arrived(&mut self) -> Option<Option<Box<serde_json::value::RawValue>>> {
+        while let Process::Up(worker) = &mut self.process {
+            match worker.link.next_arrived() {
+                Ok(Some(Incoming::Bye { output })) => return Some(output),
+                Ok(Some(message)) => self.on_message(message).await,
+                _ => break,
+            }
+        }
+        None
+    }
+
+    /// The worker has tests and runs none for long. Returns whether the sandbox goes on.
+    async fn on_long_phase(&mut self, what: Between, lasted: Duration) -> bool {
+        let id = match &self.process {
+            Process::Up(worker) => Arc::clone(&worker.id),
+            _ => Arc::from("a worker"),
+        };
+        let (does, doing) = match what {
+            Between::Start => ("starts", "to start"),
+            Between::Approach => ("has not begun its next test, whose file it may have to collect", "to begin a test"),
+            Between::TearDown => ("tears down what its tests have set up", "to tear down what its tests have set up"),
+        };
+        let Some(limit) = self.limit_between(what).filter(|limit| lasted >= *limit) else {
+            if lasted >= WORTH_SAYING && !self.announced {
+                self.announced = true;
+                let text = format!("Waiting for {id} for {} s: it {does}.", lasted.as_secs());
+                let data = serde_json::Value::from(text).to_string();
+                (self.say)(Said::Native(None, self.native("waiting", data.into())));
+            }
+            return true;
+        };
+        let limit = limit.as_secs_f64();
+        self.between = None;
+        if what == Between::TearDown && self.last.is_some() {
+            let stacks = self.stacks(None).await;
+            self.blame_end(&id, &format!("because that took longer than the limit of {limit} s"), stacks);
+            self.stop("it tore down what its tests had set up for too long");
+            self.give_all_back();
+            return true;
+        }
+        let stacks = self.stacks(None).await.map_or_else(String::new, |stacks| format!("\n{stacks}"));
+        self.stop("it did nothing for too long");
+        self.lose(format!("{id} took longer than {limit} s {doing}{stacks}"));
+        false
+    }
+
+    /// Where the worker, or the process of its test, is in its code, as far as it can still say so.
+    async fn stacks(&self, process: Option<Pid>) -> Option<String> {
+        let Process::Up(worker) = &self.process else { return None };
+        let path = worker.dump.as_deref()?;
+        let stacks = worker.site.stacks(process.unwrap_or(worker.pid), path, DUMP_LINES).await;
+        stacks.map(|stacks| stacks::without_pytest(&stacks))
     }
 
     /// Kills the worker. Its place is free for another at once.
@@ -266,7 +331,10 @@ async fn last_words(worker: &WorkerProcess, heard: (u64, u64)) -> (Option<String
         None => (String::new(), 0),
     };
     let (stacks, dumped) = read(&worker.dump, heard.0, DUMP_LINES).await;
-    let (words, written) = read(&worker.output, heard.1, LAST_WORDS).await;
-    let all: Vec<String> = [stacks, words].into_iter().filter(|text| !text.is_empty()).collect();
+    let (words, written) = read(&worker.output, heard.1, DUMP_LINES).await;
+    let all: Vec<String> = [stacks::without_pytest(&stacks), stacks::last_words(&words)]
+        .into_iter()
+        .filter(|text| !text.is_empty())
+        .collect();
     ((!all.is_empty()).then(|| all.join("\n\n")), (dumped, written))
 }

@@ -1,0 +1,79 @@
+//! Stacks as Python's fault handler writes them, innermost frame first: what of them is the test's.
+
+use super::super::output::last_lines;
+
+/// How many lines that were written by a process that died a report shows, if no stack is among them.
+const LAST_WORDS: usize = 40;
+/// How many lines from the beginning of a stack.
+const STACK_LINES: usize = 200;
+/// How many lines before it.
+const LEAD_LINES: usize = 20;
+/// What the fault handler writes first when a process crashes.
+const CRASH: &str = "Fatal Python error:";
+/// Parts of the paths of what runs tests.
+const RUNNER: [&str; 5] = ["/_pytest/", "/pluggy/", "/pytest_offload/", "/pytest/__main__.py\"", "\"<frozen runpy>\""];
+
+/// Leaves out the frames of pytest below those of the test, as pytest does. A stack that has no others stays whole.
+pub(super) fn without_pytest(text: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut at = 0;
+    while let Some(&line) = lines.get(at) {
+        if !is_frame(line) {
+            kept.push(line);
+            at += 1;
+            continue;
+        }
+        let end = lines[at..].iter().position(|line| !is_frame(line)).map_or(lines.len(), |length| at + length);
+        let frames = &lines[at..end];
+        let shown = frames.iter().rposition(|frame| !RUNNER.iter().any(|part| frame.contains(part)));
+        kept.extend(&frames[..shown.map_or(frames.len(), |last| last + 1)]);
+        at = end;
+    }
+    kept.join("\n").trim_end().to_owned()
+}
+
+fn is_frame(line: &str) -> bool {
+    line.starts_with("  File ")
+}
+
+/// Of what a process wrote before it died: the stack of its crash from its beginning, or else the last lines.
+pub(super) fn last_words(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    match lines.iter().rposition(|line| line.starts_with(CRASH)) {
+        Some(crash) => {
+            let rest = without_pytest(&lines[crash..].join("\n"));
+            let lead = lines[crash.saturating_sub(LEAD_LINES)..crash].join("\n");
+            let stack: Vec<&str> = rest.lines().take(STACK_LINES).collect();
+            format!("{lead}\n{}", stack.join("\n")).trim().to_owned()
+        }
+        None => last_lines(text, LAST_WORDS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_frames_of_a_crash_stay_and_those_of_pytest_go() {
+        let deep: String = (0..90).map(|n| format!("  File \"/p/test_a.py\", line {n} in f{n}\n")).collect();
+        let text = format!(
+            "noise\nFatal Python error: Segmentation fault\n\nCurrent thread 0x1 (most recent call first):\n{deep}  \
+             File \"/v/_pytest/python.py\", line 1 in call\n  File \"/v/pluggy/_callers.py\", line 2 in m\n\nExtension: x"
+        );
+        let words = last_words(&text);
+        assert!(words.starts_with("noise\nFatal Python error"), "{words}");
+        assert!(words.contains("in f0\n") && words.contains("in f89\n"), "{words}");
+        assert!(!words.contains("_pytest") && words.ends_with("Extension: x"), "{words}");
+    }
+
+    #[test]
+    fn frames_between_those_of_the_test_stay() {
+        let text = "Thread 0x1:\n  File \"/p/a.py\", line 1 in helper\n  File \"/v/_pytest/raises.py\", line 1 in r\n  \
+                    File \"/p/a.py\", line 2 in test\n  File \"/v/_pytest/python.py\", line 3 in call";
+        assert!(without_pytest(text).ends_with("line 2 in test"));
+        let own = "Thread 0x1:\n  File \"/v/_pytest/main.py\", line 1 in main";
+        assert_eq!(without_pytest(own), own);
+    }
+}

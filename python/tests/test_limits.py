@@ -1,0 +1,84 @@
+"""Time limits hold for what is no test, too, and time during which the run itself was stopped is nobody's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import START, Runner, plugins
+
+#: A fixture whose teardown does not end, between the tests of two files or classes.
+HANGS = """
+import time
+@pytest.fixture(scope="{scope}")
+def hangs():
+    yield
+    time.sleep(600)
+class TestFirst:
+    def test_last_user(self, hangs): pass
+class TestSecond:
+    def test_next(self): pass
+"""
+
+
+@pytest.mark.parametrize("start", START)
+@pytest.mark.parametrize("scope", ["class", "module"])
+def test_a_teardown_that_does_not_end_between_two_tests_is_an_error(run: Runner, scope: str, start: str) -> None:
+    run.workers = 1
+    run.write(test_a=HANGS.format(scope=scope), test_b="def test_other(): pass")
+    outcome = run.offload("--offload-timeout=2", start)
+    assert outcome.exit_code == 1, outcome.text
+    assert "took longer than the limit of 2 s" in outcome.text
+    assert outcome.counts == {"passed": 3, "errors": 1}, outcome.text
+    assert "in hangs" in outcome.text
+    assert "/_pytest/" not in outcome.text
+
+
+def start(run: Runner, *args: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=2", *args]
+    return subprocess.Popen(words, cwd=run.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("isolation", ["worker", "test"])
+def test_a_run_that_was_stopped_invents_no_time_outs(run: Runner, isolation: str) -> None:
+    # Each test is within its limit, and all together are not.
+    body = "def test_{0}():\n    open('began', 'a').close()\n    time.sleep(0.4)\n"
+    run.write(test_a="import time\n" + "".join(body.format(number) for number in range(8)))
+    process = start(run, "--offload-timeout=1", f"--offload-isolation={isolation}")
+    wait_for(run.path / "began")
+    os.kill(process.pid, signal.SIGSTOP)
+    # So long that every test that runs is over its limit by the clock.
+    time.sleep(3)
+    os.kill(process.pid, signal.SIGCONT)
+    text, _ = process.communicate(timeout=120)
+    assert "8 passed" in text, text
+    assert process.returncode == 0
+
+
+def test_scarce_descriptors_mean_fewer_workers_and_no_hang(run: Runner) -> None:
+    run.write(test_a="import time\n" + "".join(f"def test_{n}(): time.sleep(0.05)\n" for n in range(40)))
+    words = [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=8", "-p", "no:cacheprovider"]
+    passed = warned = 0
+    for most in range(20, 30):
+        limited = ["/bin/sh", "-c", f'ulimit -n {most}; exec "$@"', "sh", *words]
+        ended = subprocess.run(limited, cwd=run.path, capture_output=True, text=True, timeout=120)
+        text = ended.stdout + ended.stderr
+        if ended.returncode == 0:
+            assert "40 passed" in text, text
+            passed += 1
+            warned += "There is no room for all workers" in text
+        else:
+            # Too little for anything; but then it says so.
+            assert "Too many open files" in text, text
+    assert passed, text
+    assert warned, text
