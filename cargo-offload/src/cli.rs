@@ -13,7 +13,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
     0  all tests passed
     1  a test failed, or did not run
-    2  all passed, some only on a retry: flaky
+    2  all passed, some only on a retry: flaky (--flaky pass or fail: 0 or 1)
     3  nothing could be run, or something could not be: usage, configuration, build, discovery,
        infrastructure, reports
   130  interrupted; what finished is in the reports";
@@ -102,6 +102,9 @@ pub struct ExecutionArgs {
     /// Repeat a failed test up to N times; it is flaky if it then passes
     #[arg(long, value_name = "N", value_parser = whole_number::<u32>, allow_negative_numbers = true)]
     pub retries: Option<u32>,
+    /// What a run amounts to that passed, but some tests only on a retry: exit code 2, 0 or 1 [default: exit-2]
+    #[arg(long, value_name = "POLICY", value_parser = ["exit-2", "pass", "fail"], hide_short_help = true)]
+    pub flaky: Option<String>,
     /// End a test that runs longer than this many seconds
     #[arg(long, value_name = "SECS", allow_negative_numbers = true)]
     pub timeout: Option<f64>,

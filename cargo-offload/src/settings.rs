@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use offload_core::config::{
-    Config, ConfigSource, Defaults, FrameworkConfig, Override, ProviderConfig, Resolved, environment, find_config,
-    resolve,
+    Config, ConfigSource, Defaults, FrameworkConfig, Override, ProviderConfig, Resolved, SourceKind, environment,
+    find_config, find_config_of, resolve,
 };
 
 use crate::cli::CommonArgs;
@@ -47,6 +47,7 @@ impl Overrides {
         self.set("offload.retry_count", "--retries", args.retries.map(i64::from));
         self.set("groups.*.retry_count", "--retries", args.retries.map(i64::from));
         self.set("offload.test_timeout_secs", "--timeout", args.timeout);
+        self.set("offload.flaky", "--flaky", args.flaky.clone());
         self.set("offload.max_fail", "--fail-fast", args.fail_fast.then_some(1_i64));
         self.set("offload.max_fail", "--no-fail-fast", args.no_fail_fast.then_some(NO_LIMIT));
         self.set("offload.max_fail", "--max-fail", args.max_fail.map(number));
@@ -73,8 +74,8 @@ impl Overrides {
 }
 
 impl Settings {
-    /// Settings of `cargo offload`: the framework is Cargo, and without a file everything goes below `target/offload`,
-    /// in the target directory that `target_dir` gives.
+    /// Settings of `cargo offload`: the framework is Cargo, and unless the file says otherwise reports and history are kept
+    /// below `target/offload`, in the target directory that `target_dir` gives.
     ///
     /// # Errors
     ///
@@ -84,10 +85,10 @@ impl Settings {
         overrides: Overrides,
         target_dir: impl FnOnce() -> anyhow::Result<PathBuf>,
     ) -> anyhow::Result<Self> {
-        let source = source(common)?;
+        let (source, notice) = cargo_source(common)?;
         let mut defaults =
             Defaults::for_source(source.as_ref()).set("framework.type", "cargo").set("provider.type", "local");
-        if source.is_none() {
+        {
             let output_dir = target_dir()?.join("offload");
             let Some(text) = output_dir.to_str() else {
                 anyhow::bail!(
@@ -101,7 +102,8 @@ impl Settings {
                 .set("history.record_history", "always")
                 .set("report.output_dir", text);
         }
-        let settings = Self::resolve(source.as_ref(), &overrides, defaults)?;
+        let mut settings = Self::resolve(source.as_ref(), &overrides, defaults)?;
+        settings.config.notices.extend(notice);
         match &settings.config.framework {
             FrameworkConfig::Cargo(_) => Ok(settings),
             _ => anyhow::bail!(
@@ -151,6 +153,24 @@ impl Settings {
         }
         Ok(Self { config, resolved, base_dir })
     }
+}
+
+/// The configuration file for `cargo offload`: the one that was named, or the nearest one upwards that is for Cargo. A
+/// repository of several languages has one for another framework, perhaps, of which a sentence says that it is not used.
+fn cargo_source(common: &CommonArgs) -> anyhow::Result<(Option<ConfigSource>, Option<String>)> {
+    if let Some(path) = &common.config {
+        return Ok((Some(ConfigSource::from_path(path)), None));
+    }
+    let current = std::env::current_dir().context("the current directory cannot be determined")?;
+    let found = find_config_of(&current, &[SourceKind::OffloadToml, SourceKind::CargoManifest]);
+    let Some(other) =
+        found.as_ref().and_then(ConfigSource::framework).filter(|name| name != "cargo" && name != "nextest")
+    else {
+        return Ok((found, None));
+    };
+    let file = found.map(|source| source.path().display().to_string()).unwrap_or_default();
+    let notice = format!("{file} is for the framework `{other}`, and not used");
+    Ok((find_config_of(&current, &[SourceKind::CargoManifest]), Some(notice)))
 }
 
 /// The configuration file: the one that was named, or the nearest one upwards.

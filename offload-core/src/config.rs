@@ -87,6 +87,8 @@ pub struct OffloadConfig {
     pub retry_count: u32,
     /// `max_fail`: stop after as many failed tests; `None`: never.
     pub max_fail: Option<usize>,
+    /// `flaky`: what a run amounts to that passed, but some tests only on a retry.
+    pub flaky: FlakyPolicy,
     /// `working_dir`
     pub working_dir: Option<PathBuf>,
     /// `sandbox_repo_root`
@@ -103,6 +105,18 @@ pub struct OffloadConfig {
     pub max_parallel_collection: usize,
 }
 
+/// `offload.flaky`: what a run amounts to that passed, but some tests only on a retry. They are named in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FlakyPolicy {
+    /// `exit-2`: exit code 2.
+    #[default]
+    Exit2,
+    /// `pass`: exit code 0.
+    Pass,
+    /// `fail`: exit code 1.
+    Fail,
+}
+
 impl Default for OffloadConfig {
     fn default() -> Self {
         Self {
@@ -111,6 +125,7 @@ impl Default for OffloadConfig {
             slow_test: Duration::from_secs(60),
             retry_count: 0,
             max_fail: None,
+            flaky: FlakyPolicy::default(),
             working_dir: None,
             sandbox_repo_root: None,
             sandbox_project_root: None,

@@ -144,6 +144,12 @@ OPTIONS = (
         _count,
     ),
     Option(
+        "--offload-flaky",
+        "offload.flaky",
+        "What a run amounts to in which a test passed only on a retry (default: pass). It is named in any case.",
+        choices=("pass", "fail"),
+    ),
+    Option(
         "--offload-timeout",
         "offload.test_timeout_secs",
         "Seconds that a test may take; then it fails with the stack of every thread (default: no limit).",
@@ -228,7 +234,7 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
         record_history=found["record_history"] is not False,
         env=env,
         secrets=tuple(found["secrets"]),
-        fail_on_flaky=options.offload_fail_on_flaky,
+        fail_on_flaky=options.offload_fail_on_flaky or found["fail_on_flaky"],
         replaced=replaced,
         notices=tuple(found["notices"]),
     )

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use offload_core::config::{
-    Config, ConfigError, ConfigSource, Defaults, FrameworkConfig, Override, ProviderConfig, RecordHistory, Resolved,
-    SourceKind, environment, find_config_of, resolve, schema,
+    Config, ConfigError, ConfigSource, Defaults, FlakyPolicy, FrameworkConfig, Override, ProviderConfig, RecordHistory,
+    Resolved, SourceKind, environment, find_config_of, resolve, schema,
 };
 use offload_core::framework::pytest::python_command;
 use pyo3::exceptions::PyValueError;
@@ -36,10 +36,9 @@ pub fn settings<'py>(
         Some(path) => Some(ConfigSource::from_path(start_dir.join(path))),
         None => find_config_of(&start_dir, &[SourceKind::OffloadToml, SourceKind::PyProject]),
     };
-    let mut resolved = resolve_for_pytest(source.as_ref(), &typed).map_err(refused)?;
     let mut notices = Vec::new();
-    if !matches!(resolved.config.framework, FrameworkConfig::Pytest(_)) {
-        let kind = resolved.config.framework.kind();
+    let other = source.as_ref().and_then(ConfigSource::framework).filter(|kind| kind != "pytest");
+    let resolved = if let Some(kind) = other {
         let file = source.as_ref().map(|source| source.path().display().to_string()).unwrap_or_default();
         if named {
             let text = format!("{file} is for the framework `{kind}`; name a file whose `framework.type` is `pytest`");
@@ -47,8 +46,10 @@ pub fn settings<'py>(
         }
         // A repository of several languages: the file that was found is about another one.
         notices.push(format!("{file} is for the framework `{kind}`, and not used"));
-        resolved = resolve_for_pytest(None, &typed).map_err(refused)?;
-    }
+        resolve_for_pytest(None, &typed).map_err(refused)?
+    } else {
+        resolve_for_pytest(source.as_ref(), &typed).map_err(refused)?
+    };
     notices.extend(resolved.config.notices.iter().cloned());
     if !resolved.config.groups.is_empty() {
         notices.push("groups are for `offload run`, and have no effect here: select tests with -k or -m".to_owned());
@@ -108,6 +109,8 @@ fn to_dict<'py>(
     dict.set_item("timeout", timeout)?;
     dict.set_item("retries", config.offload.retry_count)?;
     dict.set_item("max_fail", config.offload.max_fail)?;
+    let fail_on_flaky = config.offload.flaky == FlakyPolicy::Fail;
+    dict.set_item("fail_on_flaky", fail_on_flaky)?;
     dict.set_item("provider", config.provider.kind())?;
     let mut env = BTreeMap::new();
     if let ProviderConfig::Local(local) = &config.provider {

@@ -112,6 +112,15 @@ def test_with_fixture(once): pass
     assert run.offload(*args).exit_code == 0
     (run.path / "seen").unlink()
     assert run.offload(*args, "--offload-fail-on-flaky").exit_code == 1
+    (run.path / "seen").unlink()
+    assert run.offload(*args, "--offload-flaky=fail").exit_code == 1
+    (run.path / "seen").unlink()
+    (run.path / "pyproject.toml").write_text("[tool.offload]\nflaky = 'fail'\n")
+    outcome = run.offload(*args)
+    assert outcome.exit_code == 1
+    assert "FLAKY test_a.py::test_flaky" in outcome.text
+    (run.path / "seen").unlink()
+    assert run.offload(*args, "--offload-flaky=pass").exit_code == 0
 
 
 def test_ctrl_c_ends_the_run(run: Runner) -> None:

@@ -26,6 +26,7 @@ mod far_pytest;
 mod faults;
 mod help;
 mod interrupts;
+mod mixed;
 mod offload_run;
 mod older_files;
 mod output;

@@ -9,7 +9,7 @@ use super::schema::{KEYS, Kind};
 use super::value::{Checked, Entry};
 use super::{
     CargoFrameworkConfig, CheckpointConfig, Config, DefaultFrameworkConfig, DefaultProviderConfig,
-    DockerProviderConfig, FrameworkConfig, GroupConfig, HistoryConfig, LocalProviderConfig, OffloadConfig,
+    DockerProviderConfig, FlakyPolicy, FrameworkConfig, GroupConfig, HistoryConfig, LocalProviderConfig, OffloadConfig,
     ProviderConfig, PytestFrameworkConfig, RecordHistory, ReportConfig, SshHostConfig, SshProviderConfig,
     VitestFrameworkConfig,
 };
@@ -136,6 +136,11 @@ pub(super) fn config(
             slow_test: values.secs("offload.slow_test_secs"),
             retry_count: values.count("offload.retry_count"),
             max_fail: values.int("offload.max_fail"),
+            flaky: match values.string("offload.flaky").as_str() {
+                "pass" => FlakyPolicy::Pass,
+                "fail" => FlakyPolicy::Fail,
+                _ => FlakyPolicy::Exit2,
+            },
             working_dir: values.path("offload.working_dir"),
             sandbox_repo_root: values.text("offload.sandbox_repo_root"),
             sandbox_project_root: values.text("offload.sandbox_project_root"),

@@ -31,19 +31,14 @@ pub struct Defaults {
 
 impl Defaults {
     /// What is usual for a kind of source: `offload.toml` has to name provider and framework; elsewhere the provider is
-    /// `local`, in a Cargo.toml the framework is `cargo` and in a pyproject.toml `pytest`; without a file the
-    /// parallelism is the number of CPUs.
+    /// `local`, in a Cargo.toml the framework is `cargo` and in a pyproject.toml `pytest`.
     pub fn for_source(source: Option<&ConfigSource>) -> Self {
         let defaults = Self::default();
         match source.map(ConfigSource::kind) {
             Some(SourceKind::OffloadToml) => defaults,
             Some(SourceKind::CargoManifest) => defaults.set("provider.type", "local").set("framework.type", "cargo"),
             Some(SourceKind::PyProject) => defaults.set("provider.type", "local").set("framework.type", "pytest"),
-            None => {
-                let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-                let cpus = i64::try_from(cpus).unwrap_or(i64::MAX);
-                defaults.set("provider.type", "local").set("offload.max_parallel", cpus)
-            }
+            None => defaults.set("provider.type", "local"),
         }
     }
 
@@ -285,6 +280,11 @@ impl Resolver<'_> {
         }
     }
 
+    /// Whether sandboxes use the CPUs of this machine.
+    fn is_here(&self) -> bool {
+        self.section_type("provider").is_none_or(|(name, _)| matches!(&*name, "local" | "docker"))
+    }
+
     fn assignments(&self, key: &Key, group: Option<&str>) -> impl Iterator<Item = &Assignment> {
         let name = key.name;
         self.layers
@@ -325,7 +325,17 @@ impl Resolver<'_> {
                 rank: Rank::Default,
                 value: picked.value.clone(),
             }),
-            DefaultValue::Toml(text) => {
+            DefaultValue::Toml(_) | DefaultValue::Cpus(_) => {
+                let cpus;
+                let text = match key.default {
+                    DefaultValue::Toml(text) => text,
+                    DefaultValue::Cpus(_) if self.is_here() => {
+                        cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).to_string();
+                        &cpus
+                    }
+                    DefaultValue::Cpus(other) => other,
+                    _ => return None,
+                };
                 let value = build::default_value(text);
                 let value = check(key.name, key.kind, &from_toml(&value, &Place::Default), &mut Vec::new())?;
                 Some(Picked { value, rank: Rank::Default, origin: DEFAULT_ORIGIN.to_owned() })

@@ -72,6 +72,8 @@ pub enum DefaultValue {
     Toml(&'static str),
     /// What another key is.
     SameAs(&'static str),
+    /// The number of CPUs where sandboxes use those of this machine (providers `local` and `docker`); else this.
+    Cpus(&'static str),
 }
 
 /// Whether a key does anything.
@@ -164,6 +166,7 @@ impl Key {
             DefaultValue::Unset => String::new(),
             DefaultValue::Toml(text) => format!("`{text}`"),
             DefaultValue::SameAs(key) => format!("that of `{key}`"),
+            DefaultValue::Cpus(other) => format!("number of CPUs; `{other}` with providers elsewhere"),
         }
     }
 }

@@ -87,6 +87,25 @@ impl ConfigSource {
         })
     }
 
+    /// The value of `framework.type` in the file, if it has one and is valid TOML: what the file is for, whatever else may
+    /// be wrong in it. In a Cargo.toml and a pyproject.toml it goes without saying.
+    pub fn framework(&self) -> Option<String> {
+        let text = self.read().ok()?;
+        let document = DeTable::parse(&text).ok()?;
+        let found = self.tables().iter().find_map(|path| {
+            let path: Vec<&str> = path.iter().copied().chain(["framework", "type"]).collect();
+            match lookup(document.get_ref(), &path)? {
+                Looked::Value(_, DeValue::String(name)) => Some(name.to_string()),
+                _ => None,
+            }
+        });
+        found.or_else(|| match self.kind {
+            SourceKind::OffloadToml => None,
+            SourceKind::CargoManifest => Some("cargo".to_owned()),
+            SourceKind::PyProject => Some("pytest".to_owned()),
+        })
+    }
+
     /// Our table in the document, with its path (`tool.offload`); an error when there is none.
     pub(super) fn table<'d, 'i>(&self, document: &'d DeTable<'i>) -> Result<Located<'d, 'i>, Problem> {
         let mut found = self.tables().iter().filter_map(|path| Some((path.join("."), lookup(document, path)?)));

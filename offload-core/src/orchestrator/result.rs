@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::config::FlakyPolicy;
 use crate::event::{FinishedTest, RunSummary, StopReason};
 use crate::report::summary::{LostSandbox, Summary};
 
@@ -23,7 +24,8 @@ pub struct RunResult {
 }
 
 impl RunResult {
-    /// The exit code: 0 all passed, 1 something failed or did not run, 2 passed but some only on a retry, 3 something
+    /// The exit code: 0 all passed, 1 something failed or did not run, 2 passed but some only on a retry
+    /// (unless `offload.flaky` says otherwise), 3 something
     /// could not be run at all, 130 interrupted.
     pub fn exit_code(&self) -> i32 {
         self.summary.exit_code
@@ -44,7 +46,7 @@ impl RunResult {
 }
 
 /// The exit code that `summary` amounts to.
-pub(super) fn exit_code(summary: &RunSummary) -> i32 {
+pub(super) fn exit_code(summary: &RunSummary, flaky: FlakyPolicy) -> i32 {
     if summary.stopped == Some(StopReason::Interrupted) {
         130
     } else if summary.problems > 0 {
@@ -52,7 +54,11 @@ pub(super) fn exit_code(summary: &RunSummary) -> i32 {
     } else if summary.failed > 0 || summary.not_run > 0 {
         1
     } else if summary.flaky > 0 {
-        2
+        match flaky {
+            FlakyPolicy::Exit2 => 2,
+            FlakyPolicy::Pass => 0,
+            FlakyPolicy::Fail => 1,
+        }
     } else {
         0
     }

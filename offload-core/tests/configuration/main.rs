@@ -114,6 +114,7 @@ retry_count = 2
     test_timeout_secs = 30.0                      # OFFLOAD_TEST_TIMEOUT_SECS
     slow_test_secs = 5.0                          # OFFLOAD_SLOW_TEST_SECS
     retry_count = 1                               # --retries
+    flaky = "exit-2"                              # default
     impatiently_requeue_batches = true            # default
     max_parallel_collection = 0                   # default
 
@@ -353,7 +354,7 @@ framework.type = "cargo"
 fn defaults_are_those_of_the_structs() {
     let config = Case::file(MINIMAL).config();
     let mut expected = Config::default();
-    expected.offload.max_parallel = 10;
+    expected.offload.max_parallel = std::thread::available_parallelism().unwrap().get();
     expected.provider = ProviderConfig::Local(offload_core::config::LocalProviderConfig {
         shell: Some("/bin/sh".to_owned()),
         ..Default::default()

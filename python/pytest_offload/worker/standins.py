@@ -21,6 +21,7 @@ PLUGIN_OPTIONS = (
     "--offload-provider",
     "--offload-parallel",
     "--offload-retries",
+    "--offload-flaky",
     "--offload-timeout",
     "--offload-isolation",
     "--offload-dist",

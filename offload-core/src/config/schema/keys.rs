@@ -1,6 +1,6 @@
 //! The table of all keys.
 
-use super::DefaultValue::{Required, SameAs, Toml, Unset};
+use super::DefaultValue::{Cpus, Required, SameAs, Toml, Unset};
 use super::{Key, Kind, MAX_SECS};
 
 const CARGO: &[&str] = &["cargo", "nextest"];
@@ -31,9 +31,8 @@ pub static KEYS: &[Key] = &[
     Key::new(
         "offload.max_parallel",
         int(1, 1_000_000),
-        Toml("10"),
-        "The most sandboxes at once; a single one takes tests in their order. Without a configuration file: the number of \
-         CPUs.",
+        Cpus("10"),
+        "The most sandboxes at once; a single one takes tests in their order.",
     ),
     Key::new(
         "offload.test_timeout_secs",
@@ -54,6 +53,13 @@ pub static KEYS: &[Key] = &[
         "Further attempts after a failure, for tests whose group does not say.",
     ),
     Key::new("offload.max_fail", int(1, MAX_SECS), Unset, "Stop the run after this many failed tests. Unset: never."),
+    Key::new(
+        "offload.flaky",
+        Kind::OneOf(&["exit-2", "pass", "fail"]),
+        Toml("\"exit-2\""),
+        "What a run amounts to that passed, but some tests only on a retry: exit code 2, 0 or 1. With `pytest --offload` it \
+         passes unless this says `fail`.",
+    ),
     Key::new("offload.working_dir", Kind::Path, Unset, "The directory that the run is for. Unset: the current one."),
     Key::new(
         "offload.sandbox_repo_root",
@@ -386,7 +392,7 @@ pub static KEYS: &[Key] = &[
         "report.output_dir",
         Kind::Path,
         Toml("\"test-results\""),
-        "Where reports are written. `cargo offload` without a configuration file: `target/offload`.",
+        "Where reports are written. With `cargo offload`: `target/offload`.",
     ),
     Key::new("report.junit", Kind::Bool, Toml("true"), "Whether to write a JUnit file."),
     Key::new(
@@ -412,15 +418,14 @@ pub static KEYS: &[Key] = &[
         "history.record_history",
         Kind::OneOf(&["always", "flag"]),
         Toml("\"flag\""),
-        "When durations and outcomes are recorded: after every run, or only with `--record-history`. `cargo offload` \
-         without a configuration file: `always`.",
+        "When durations and outcomes are recorded: after every run, or only with `--record-history`. With \
+         `cargo offload`: `always`.",
     ),
     Key::new(
         "history.path",
         Kind::Path,
         Toml("\"offload-history.jsonl\""),
-        "The file of earlier durations and outcomes. `cargo offload` without a configuration file: \
-         `target/offload/history.jsonl`.",
+        "The file of earlier durations and outcomes. With `cargo offload`: `target/offload/history.jsonl`.",
     ),
     Key::new("history.reservoir_size", int(1, 1_000_000), Toml("20"), "Samples kept per outcome and test."),
     Key::new(

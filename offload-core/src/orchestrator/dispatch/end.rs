@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::{Dispatcher, Fact, urged};
+use crate::config::FlakyPolicy;
 use crate::event::{FinishedTest, NativeEvent, RunEvent, StopReason};
 use crate::framework::{Discovered, Execution, TestOutcome};
 use crate::orchestrator::cancel::Urgency;
@@ -107,7 +108,7 @@ impl Dispatcher<'_> {
         }
         self.result.summary.duration = self.now();
         self.save_reports();
-        self.result.summary.exit_code = exit_code(&self.result.summary);
+        self.result.summary.exit_code = exit_code(&self.result.summary, self.orchestrator.config.offload.flaky);
         self.emit(RunEvent::RunFinished { summary: self.result.summary.clone() });
         for reporter in &mut self.reporters {
             if let Err(error) = reporter.finish() {
@@ -142,7 +143,7 @@ impl Dispatcher<'_> {
     /// No test, or skipped ones only, and nothing else that would tell why.
     fn has_nothing_to_run(&self) -> bool {
         let summary = &self.result.summary;
-        summary.total == summary.skipped && exit_code(summary) == 0
+        summary.total == summary.skipped && exit_code(summary, FlakyPolicy::Pass) == 0
     }
 
     /// Writes files while a failure to do so can still become part of the results.
