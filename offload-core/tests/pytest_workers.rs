@@ -115,6 +115,7 @@ impl Project {
         PytestOptions {
             max_fail_in_order: None,
             phase_limit: self.phase_limit,
+            crash_retries: 0,
             dist: Dist::Load,
             python: python(),
             python_args: Vec::new(),

@@ -10,6 +10,7 @@ A session begins when it is made: the template process starts at once, and colle
 - `cwd`, `python`, `worker_py`: what is started, and where; `env` (dict): variables on top of the environment;
 - `secrets` (list): values that are masked in everything that comes back;
 - `retries`, `timeout_secs` (None or 0: none), `junit`, `history` (paths or None), `record_history` (True), `dist`;
+- `crash_retries`: how often a test is tried again whose process died (0);
 - `inherit_output`, `continue_on_collection_errors` (bool);
 - `flush_ms`: how long events may be held back to come together (20);
 - `configuration`: what makes sandboxes that are somewhere else, `output_dir`: where that may keep what it remembers,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 from _pytest.main import Failed, Interrupted
 
-from . import early, junit, reports
+from . import early, junit, reports, xdist
 from .nodes import Nodes, WorkerNode
 from .reports import Attempt
 from .worker.frozen import freeze
@@ -141,16 +141,14 @@ class Controller:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
-        for name, value in (("dist", "no"), ("numprocesses", None), ("tx", []), ("distload", False)):
-            if hasattr(config.option, name):
-                setattr(config.option, name, value)
+        xdist.answer(config, self.settings)
         config.option.maxfail = config.option.maxfail or self.settings.max_fail or 0
 
     def pytest_report_header(self) -> list[str]:
         count = self.settings.workers
         line = f"offload: {count} sandbox{'es' if count != 1 else ''} of provider {self.settings.provider}"
-        if self.settings.replaced:
-            line += f", instead of {self.settings.replaced} from the configuration"
+        if self.settings.asked:
+            line += f" ({self.settings.asked})"
         return [line, *(f"offload: {notice}" for notice in self.notices)]
 
     @pytest.hookimpl(trylast=True)
@@ -322,6 +320,8 @@ class Controller:
         *_: object,
     ) -> None:
         self._seen.append(nodeid)
+        if worker:
+            self.nodes.ready(worker)
         if self.in_order is not None:
             self.in_order.worker_goes_on(worker)
 
@@ -379,7 +379,9 @@ class Controller:
         def commit() -> None:
             said = (("Captured stdout call", stdout), ("Captured stderr call", stderr))
             sections = [section for section in said if section[1]]
-            self._log(attempt, reports.crashed(attempt, message, details, duration, sections, self.nodes[worker]))
+            made = reports.crashed(attempt, message, details, duration, sections, self.nodes[worker])
+            self.nodes.crashed(nodeid, made[0], will_retry)
+            self._log(attempt, made)
 
         self._commit(attempt, commit, failed=True)
 

@@ -74,6 +74,7 @@ class Nodes(dict[str, WorkerNode]):
         self.config = config
         self.count = count
         self.run_uid = run_uid
+        self._ready: set[str] = set()
 
     def __missing__(self, worker: str) -> WorkerNode:
         node = self[worker] = WorkerNode(worker, self.config)
@@ -87,6 +88,13 @@ class Nodes(dict[str, WorkerNode]):
         """Tells the template what the controller's plugins have for the workers. It waits for this before it forks."""
         ask = self._hook("pytest_configure_node") is not None
         nodes = [f"gw{number}" for number in range(self.count)]
+        setup, gateway = self._hook("pytest_xdist_setupnodes"), self._hook("pytest_xdist_newgateway")
+        if setup is not None:
+            specs = [SimpleNamespace(popen=True, id=node, execmodel="main_thread_only") for node in nodes]
+            setup(config=self.config, specs=specs)
+        if gateway is not None:
+            for node in nodes:
+                gateway(gateway=self[node].gateway)
         core.tell(self._message(nodes, ask))
 
     def configure(self, core: Session, worker: str) -> None:
@@ -112,6 +120,27 @@ class Nodes(dict[str, WorkerNode]):
             for name, value in node.workerinput.items()
             if name not in own
         }
+
+    def ready(self, worker: str) -> None:
+        """A worker has begun to run tests."""
+        if worker in self._ready:
+            return
+        self._ready.add(worker)
+        hook = self._hook("pytest_testnodeready")
+        if hook is not None:
+            hook(node=self[worker])
+
+    def crashed(self, nodeid: str, report: pytest.TestReport, will_retry: bool) -> None:
+        """A worker died while it ran a test. Whether it is tried again has been decided already."""
+
+        def mark_test_pending(_nodeid: str) -> None:
+            if not will_retry:
+                raise NotImplementedError
+
+        hook = self._hook("pytest_handlecrashitem")
+        if hook is not None:
+            sched = SimpleNamespace(config=self.config, mark_test_pending=mark_test_pending)
+            hook(crashitem=nodeid, report=report, sched=sched)
 
     def down(self, worker: str, output: str | None, error: str | None) -> None:
         """A worker has ended; `output` is JSON."""

@@ -8,12 +8,13 @@ rules as for `offload run`. What is not there yet is an error, never ignored.
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pytest
+
+from . import xdist
 
 # What a run cannot be offloaded with, and the option that asks for it. Some end before there is a run.
 PLAIN = {
@@ -58,8 +59,8 @@ class Settings(NamedTuple):
     #: What is to be masked in all that the run says.
     secrets: tuple[str, ...]
     fail_on_flaky: bool
-    #: xdist's options from the configuration that this run replaces, for the header.
-    replaced: str
+    #: xdist's options that say how this run is distributed, for the header.
+    asked: str
     #: Sentences on what was configured and has no effect, for the header.
     notices: tuple[str, ...]
 
@@ -87,6 +88,14 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("offload", "running tests in parallel sandboxes (offload)")
     add = group.addoption
     add("--offload", action="store_true", default=False, help="Run the tests in parallel sandboxes.")
+    add(
+        "--no-offload",
+        action="store_const",
+        const=False,
+        dest="offload",
+        help="Run the tests in this process, whatever the configuration says.",
+    )
+    xdist.add_options(group)
     for option in OPTIONS:
         more: dict[str, Any] = {"metavar": option.metavar, "type": option.type}
         if option.choices is not None:
@@ -191,12 +200,12 @@ def plain_reason(options: argparse.Namespace) -> str | None:
     for name, flag in PLAIN.items():
         if getattr(options, name, None):
             return flag
-    return None
+    return "-n 0" if xdist.is_plain(options) else None
 
 
 def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
     """The settings of a run; raises `pytest.UsageError` for what cannot be done."""
-    replaced = _replaced_xdist_options(config, options)
+    asked = xdist.asked(config, options, available_cpus())
     found = _configured(config, options)
     provider = found["provider"]
     if provider not in PROVIDERS:
@@ -210,6 +219,8 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
             "or use `offload run`"
         )
     workers = available_cpus() if found["parallel"] is None else found["parallel"]
+    if options.offload_parallel is None and asked.workers is not None:
+        workers = asked.workers
     if any(getattr(options, name, False) for name in ("stepwise", "stepwise_skip", "stepwise_reset")):
         # Stepwise means: in order, up to the first failure.
         workers = 1
@@ -225,7 +236,7 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
         retries=found["retries"],
         timeout=found["timeout"],
         max_fail=found["max_fail"],
-        dist=found["dist"],
+        dist=found["dist"] if options.offload_dist is not None or asked.dist is None else asked.dist,
         isolation=found["isolation"],
         collect="auto" if found["collect"] in ("sandbox", "local") else found["collect"],
         start_method=found["start_method"],
@@ -235,7 +246,7 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
         env=env,
         secrets=tuple(found["secrets"]),
         fail_on_flaky=options.offload_fail_on_flaky or found["fail_on_flaky"],
-        replaced=replaced,
+        asked=asked.words,
         notices=tuple(found["notices"]),
     )
 
@@ -296,31 +307,6 @@ def make_cache(config: pytest.Config, durations: Path) -> None:
     # Older versions of pytest make what belongs there for a value, and not for a directory.
     cache.set("offload/version", 1)
     cache.mkdir("offload")
-
-
-def _replaced_xdist_options(config: pytest.Config, options: argparse.Namespace) -> str:
-    if not _xdist_options(options):
-        return ""
-    typed = config._parser.parse_known_args(
-        [str(arg) for arg in config.invocation_params.args], namespace=copy.copy(config.option)
-    )
-    both = _xdist_options(typed)
-    if both:
-        raise pytest.UsageError(
-            f"{both} and --offload are two ways of running tests in parallel: drop {both} "
-            "(--offload-parallel=N sets the number of sandboxes), or drop --offload"
-        )
-    return _xdist_options(options)
-
-
-def _xdist_options(options: argparse.Namespace) -> str:
-    """xdist's options that ask for distribution, as typed."""
-    count = getattr(options, "numprocesses", None)
-    if count:
-        return f"-n {count}"
-    if getattr(options, "distload", False):
-        return "-d"
-    return "--tx" if getattr(options, "tx", None) else ""
 
 
 def available_cpus() -> int:

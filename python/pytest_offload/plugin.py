@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from . import conftests, coverage, early, options
+from . import conftests, coverage, early, options, xdist
 from .options import Settings
 from .worker.standins import register_group_marker, stand_in_for_xdist
 
@@ -51,18 +51,31 @@ class PlainRun:
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
-    if _begin(early_config):
+    if options_of_conftests(early_config):
+        # A conftest says how many sandboxes there are.
+        with coverage.distributed(early_config.known_args_namespace):
+            yield
+        _begin(early_config, forks=False)
+    elif _begin(early_config):
         with coverage.distributed(early_config.known_args_namespace):
             yield
     else:
         yield
 
 
-def _begin(early_config: pytest.Config) -> bool:
-    """Begins an offloaded run, if this is to be one."""
+def options_of_conftests(early_config: pytest.Config) -> bool:
+    known = early_config.known_args_namespace
+    return bool(known.offload) and xdist.asks_conftest(early_config, known)
+
+
+def _begin(early_config: pytest.Config, forks: bool = True) -> bool:
+    """Begins an offloaded run, if this is to be one. `forks`: nothing of the project has been loaded yet."""
     known = early_config.known_args_namespace
     plugins = early_config.pluginmanager
-    if not known.offload or plugins.hasplugin("offload-worker"):
+    if plugins.hasplugin("offload-worker"):
+        return False
+    if not known.offload:
+        xdist.refuse_without_offload(known)
         return False
     reason = options.plain_reason(known)
     if reason is not None:
@@ -71,7 +84,7 @@ def _begin(early_config: pytest.Config) -> bool:
         return False
     settings = options.resolve(early_config, known)
     run_uid = uuid.uuid4().hex
-    template = early.fork(early_config, settings) if settings.provider == "local" else None
+    template = early.fork(early_config, settings) if forks and settings.provider == "local" else None
     try:
         if settings.record_history and settings.history is not None:
             options.make_cache(early_config, settings.history)
@@ -125,6 +138,8 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
         "start_method": settings.start_method,
         "isolation": settings.isolation,
         "retries": settings.retries,
+        # A process that died cannot try again by itself, as pytest-rerunfailures has it do otherwise.
+        "crash_retries": int(getattr(known, "reruns", None) or 0),
         "timeout_secs": settings.timeout,
         "dist": settings.dist,
         "junit": settings.junit,

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -68,7 +68,7 @@ def crashed(
     node: WorkerNode,
 ) -> list[pytest.TestReport]:
     """The reports of a test in which its process died, with what it had written until then."""
-    stacks = "\n".join(_without_machinery(details.rstrip().split("\n")))
+    stacks = details.rstrip()
     text = f"{message}\n\n{stacks}" if stacks else message
     now = time.time()
     reports = [
@@ -86,17 +86,6 @@ def crashed_late(attempt: Attempt, text: str, node: WorkerNode) -> list[pytest.T
     report = _report(attempt, "teardown", "failed", text, 0, time.time())
     _mark(report, attempt, node)
     return [report]
-
-
-def _without_machinery(lines: list[str]) -> Iterator[str]:
-    """Stacks, most recent call first, without the frames below the test: all of them are pytest's and Offload's."""
-    below = False
-    for line in lines:
-        if not line.startswith("  File "):
-            below = False
-        if not below:
-            yield line
-            below = "_pytest/" in line and line.endswith((" in pytest_pyfunc_call", " in runtest"))
 
 
 def received(config: pytest.Config, text: str, attempt: Attempt, node: WorkerNode) -> list[pytest.TestReport]:

@@ -118,6 +118,7 @@ impl Options {
                 .map_err(|error: String| PyValueError::new_err(format!("the option `dist` of a session: {error}")))?,
             inherit_output: optional(options, "inherit_output")?.unwrap_or(false),
             continue_on_collection_errors: optional(options, "continue_on_collection_errors")?.unwrap_or(false),
+            crash_retries: optional(options, "crash_retries")?.unwrap_or(0),
             phase_limit: phase_limit(timeout),
             max_fail_in_order: optional::<usize>(options, "stop_after")?.filter(|stop_after| *stop_after > 0),
             adopted: optional(options, "template_pid")?,

@@ -85,7 +85,7 @@ class Runner:
         self.pytester = pytester
         self.path = pytester.path
         self.workers = 2
-        self._monkeypatch = monkeypatch
+        self.monkeypatch = monkeypatch
         self._loaded: list[str] = []
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
@@ -100,15 +100,15 @@ class Runner:
 
     def load(self, *modules: str) -> None:
         """Has sub-sessions load these plugins, and no others that are installed."""
-        self._monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        self.monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
         self._loaded = [word for module in ("pytest_offload.plugin", *modules) for word in ("-p", module)]
 
     def plain(self, *args: str) -> Outcome:
         return self._run(*plugins(), *self._loaded, "-p", "recorder", *args)
 
     def offload(self, *args: str) -> Outcome:
-        parallel = f"--offload-parallel={self.workers}"
-        return self._run(*plugins(), *self._loaded, "-p", "recorder", "--offload", parallel, *args)
+        parallel = [f"--offload-parallel={self.workers}"] if self.workers else []
+        return self._run(*plugins(), *self._loaded, "-p", "recorder", "--offload", *parallel, *args)
 
     def _run(self, *args: str) -> Outcome:
         record = self.path / "record.json"

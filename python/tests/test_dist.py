@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
 
-from conftest import Runner
+import pytest
+from conftest import MANY, Runner
 
 RECORDING = """
 import os, pathlib
@@ -133,3 +135,34 @@ def test_every_dist_gives_the_results_of_plain_pytest(run: Runner) -> None:
     plain = run.plain()
     for dist in ("load", "loadscope", "loadfile", "loadgroup"):
         assert run.offload(f"--offload-dist={dist}").comparable() == plain.comparable()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xdist") is not None, reason="these options are xdist's own then")
+def test_options_of_xdist_mean_the_same_where_it_is_not_installed(run: Runner) -> None:
+    run.workers = 0
+    (run.path / "pytest.ini").write_text("[pytest]\naddopts = -n 3 --dist loadfile\n")
+    hook = "@pytest.hookimpl(optionalhook=True)\ndef pytest_xdist_auto_num_workers(config): return 4"
+    run.write(conftest=hook, test_a=MANY)
+    for args, said in (
+        ((), "3 sandboxes of provider local (-n 3 --dist loadfile)"),
+        (("-n2", "--dist=worksteal"), "2 sandboxes of provider local (-n 2 --dist worksteal)"),
+        (("-n", "auto"), "4 sandboxes of provider local (-n auto --dist loadfile)"),
+        (("--offload-parallel=1",), "1 sandbox of provider local"),
+        (("-n0",), "offload: not used, because of -n 0"),
+    ):
+        outcome = run.offload(*args)
+        assert said in outcome.text
+        assert outcome.counts == {"passed": 6}
+    refused = run.plain()
+    assert refused.exit_code == 4
+    assert "-n needs pytest-xdist, which is not installed, or --offload" in refused.errors
+    assert "expected a number, auto or logical, not 'many'" in run.offload("-n", "many").errors
+
+
+def test_what_is_typed_turns_off_what_is_configured(run: Runner) -> None:
+    (run.path / "pytest.ini").write_text("[pytest]\naddopts = --offload\n")
+    run.write(test_a=MANY)
+    assert "offload:" in run.plain().text
+    outcome = run.plain("--no-offload")
+    assert outcome.counts == {"passed": 6}
+    assert "offload:" not in outcome.text

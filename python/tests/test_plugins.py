@@ -411,6 +411,8 @@ def test_database(mocker):
     )
     (run.path / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = settings\npythonpath = .\n")
     args = ("--reruns=1", "--cov=.", "--html=report.html", "--randomly-seed=11", "--junitxml=out.xml", "-n0")
+    # Which has a mark of the same name as pytest-rerunfailures.
+    args += ("-p", "no:pytest-retry")
     plain = run.plain(*args)
     totals = re.findall(r"^test_.*%$", plain.text, re.MULTILINE)
     offload = run.offload(*args, start)

@@ -25,10 +25,81 @@ def test_fails(): assert 0
     plain = run.plain()
     offload = run.offload()
     assert offload.comparable() == plain.comparable()
-    assert "offload: 2 sandboxes of provider local, instead of -n 2 from the configuration" in offload.text
-    typed = run.offload("-n2")
-    assert typed.exit_code == 4
-    assert "-n 2 and --offload are two ways of running tests in parallel" in typed.errors
+    # What is said to this plugin itself comes first.
+    assert "offload: 2 sandboxes of provider local (-n 2 --dist loadfile)" in offload.text
+    run.workers = 0
+    for args, said in (
+        ((), "2 sandboxes of provider local (-n 2 --dist loadfile)"),
+        (("-n3", "--dist=load"), "3 sandboxes of provider local (-n 3 --dist load)"),
+        (("-n", "auto", "--maxprocesses=1"), "1 sandbox of provider local (-n auto --dist loadfile)"),
+    ):
+        outcome = run.offload(*args)
+        assert said in outcome.text
+        assert outcome.comparable() == plain.comparable()
+    run.monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")
+    assert "3 sandboxes of provider local (-n auto" in run.offload("-n", "auto").text
+    assert "offload: not used, because of -n 0" in run.offload("-n0").text
+    refused = run.offload("--dist=each")
+    assert refused.exit_code == 4
+    assert "--dist=each runs every test in every environment" in refused.errors
+    refused = run.offload("-n1", "--tx=ssh=somewhere")
+    assert refused.exit_code in (0, 1)
+
+
+def test_a_conftest_says_how_many_workers_auto_is(run: Runner) -> None:
+    run.load("xdist.plugin")
+    run.workers = 0
+    run.write(conftest="def pytest_xdist_auto_num_workers(config): return 3", test_a=MANY)
+    outcome = run.offload("-n", "auto")
+    assert outcome.exit_code == 0, outcome.text
+    assert "offload: 3 sandboxes of provider local (-n auto)" in outcome.text
+
+
+CONTROLLER = """
+import pytest
+def pytest_configure(config):
+    with open("options", "a") as file:
+        role = "worker" if hasattr(config, "workerinput") else "controller"
+        file.write(f"{role} {config.option.dist} {config.option.numprocesses}\\n")
+"""
+
+
+@pytest.mark.parametrize("xdist", [(), ("xdist.plugin",)], ids=["alone", "beside xdist"])
+def test_the_controller_knows_that_it_is_one(run: Runner, xdist: tuple[str, ...]) -> None:
+    run.load(*xdist)
+    run.write(
+        conftest=CONTROLLER,
+        test_a=MANY,
+    )
+    assert run.offload("--offload-dist=loadfile").exit_code == 0
+    lines = set((run.path / "options").read_text().splitlines())
+    assert lines == {"controller loadfile 2", "worker no None"}
+
+
+def test_groups_of_several_marks_are_one(run: Runner) -> None:
+    run.load("xdist.plugin")
+    run.write(
+        test_a="""
+import os
+@pytest.mark.xdist_group("b")
+class TestA:
+    @pytest.mark.xdist_group("a")
+    def test_1(self): open("a_b", "a").write(os.environ["PYTEST_XDIST_WORKER"] + " ")
+    @pytest.mark.xdist_group("a")
+    def test_2(self): open("a_b", "a").write(os.environ["PYTEST_XDIST_WORKER"] + " ")
+    def test_3(self): pass
+""",
+        test_b="""
+import os
+@pytest.mark.xdist_group("a")
+@pytest.mark.xdist_group("b")
+def test_4(): open("a_b", "a").write(os.environ["PYTEST_XDIST_WORKER"] + " ")
+""",
+    )
+    assert run.offload("--offload-dist=loadgroup").exit_code == 0
+    workers = (run.path / "a_b").read_text().split()
+    assert len(workers) == 3
+    assert len(set(workers)) == 1
 
 
 NODES = """
@@ -108,7 +179,8 @@ class ForWorkers:
         open("down", "a").write(node.workerinput["given"] + " ")
 def pytest_configure(config):
     if config.pluginmanager.hasplugin("xdist"):
-        assert (config.option.numprocesses, config.getoption("dist")) == (None, "no")
+        expected = (None, "no") if hasattr(config, "workerinput") else (2, "load")
+        assert (config.option.numprocesses, config.getoption("dist")) == expected
         config.pluginmanager.register(ForWorkers())
     if hasattr(config, "workerinput"):
         config.given = config.workerinput["given"]
@@ -125,3 +197,79 @@ def test_a_plugin_that_asks_for_xdist_is_told_the_same_in_every_process(run: Run
     outcome = run.offload(start)
     assert outcome.exit_code == 0, outcome.text + outcome.errors
     assert set((run.path / "down").read_text().split()) == {"given"}
+
+
+HOOKS = """
+class Hooks:
+    def pytest_xdist_setupnodes(self, config, specs):
+        self.note("setupnodes", len(specs))
+    def pytest_xdist_newgateway(self, gateway):
+        self.note("newgateway", gateway.id)
+    def pytest_testnodeready(self, node):
+        self.note("ready", node.gateway.id)
+    def pytest_handlecrashitem(self, crashitem, report, sched):
+        self.note("crash", crashitem)
+    def note(self, *what):
+        with open("hooks", "a") as file:
+            print(*what, file=file)
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Hooks())
+"""
+
+
+@pytest.mark.parametrize("xdist", [(), ("xdist.plugin",)], ids=["alone", "beside xdist"])
+def test_hooks_of_xdist_are_called(run: Runner, xdist: tuple[str, ...]) -> None:
+    run.load(*xdist)
+    run.workers = 1
+    run.write(conftest=HOOKS, test_a="import os\ndef test_dies(): os._exit(3)\n" + MANY)
+    assert run.offload().exit_code == 1
+    said = (run.path / "hooks").read_text().splitlines()
+    assert said[:3] == ["setupnodes 1", "newgateway gw0", "ready gw0"]
+    assert "crash test_a.py::test_dies" in said
+
+
+def test_reruns_repeat_crashes(run: Runner) -> None:
+    run.load("pytest_rerunfailures", "xdist.plugin")
+    run.write(
+        test_a="""
+import os
+def test_dies_once():
+    if not os.path.exists("died"):
+        open("died", "w").close()
+        os._exit(3)
+def test_dies(): os._exit(4)
+def test_fails_after_a_crash():
+    if not os.path.exists("crashed"):
+        open("crashed", "w").close()
+        os._exit(3)
+    assert 0
+""",
+        test_b=MANY,
+    )
+    outcome = run.offload("--reruns=2")
+    assert outcome.counts["failed"] == 2, outcome.text
+    assert outcome.counts["passed"] == 7, outcome.text
+    assert [category for nodeid, category in outcome.outcomes if nodeid.endswith("test_dies")].count("rerun") == 2
+    assert [category for nodeid, category in outcome.outcomes if nodeid.endswith("dies_once")].count("rerun") == 1
+
+
+@pytest.mark.parametrize("start", START)
+def test_pytest_retry(run: Runner, start: str) -> None:
+    run.load("pytest_retry.retry_plugin")
+    run.write(
+        test_a="""
+import os
+@pytest.mark.flaky(retries=2)
+def test_flaky():
+    if not os.path.exists("seen"):
+        open("seen", "w").close()
+        assert 0
+""",
+        test_b=MANY,
+    )
+    plain = run.plain()
+    (run.path / "seen").unlink()
+    outcome = run.offload(start)
+    assert outcome.comparable() == plain.comparable(), outcome.text
+    assert outcome.counts["retried"] == 1

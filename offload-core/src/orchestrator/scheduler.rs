@@ -346,6 +346,14 @@ impl Scheduler {
         true
     }
 
+    /// The attempt that is about to fail is repeated if no more than `most` have failed before, whatever was said of the
+    /// test.
+    pub fn grant_retry(&mut self, test: TestIndex, most: u32) {
+        if let Some(record) = self.tests.get_mut(test.0 as usize).filter(|record| record.failures < most) {
+            record.retries = record.retries.max(record.failures + 1);
+        }
+    }
+
     /// A test has ended, but its result says nothing, because what it looked at was still being built. It is repeated
     /// when discovery has ended ([`Action::Repeat`]).
     pub fn forgotten(&mut self, sandbox: SandboxIndex, test: TestIndex, verdict: Verdict, now: Duration) {

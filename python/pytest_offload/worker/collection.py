@@ -274,7 +274,9 @@ def describe(index: int, unit: Unit) -> dict[str, Any]:
 
 
 def _group(item: nodes.Item) -> str | None:
-    mark = item.get_closest_marker("xdist_group")
-    if mark is None:
-        return None
-    return str(mark.args[0] if mark.args else mark.kwargs.get("name", "default"))
+    names = {
+        str(mark.args[0] if mark.args else mark.kwargs.get("name", "default"))
+        for mark in item.iter_markers("xdist_group")
+    }
+    # As with xdist: what has several marks is a group of its own.
+    return "_".join(sorted(names)) if names else None

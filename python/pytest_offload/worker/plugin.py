@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,6 +109,11 @@ class WorkerPlugin:
             group.addoption(flag, action="store_true")
         for flag in PLUGIN_OPTIONS:
             group.addoption(flag)
+        if importlib.util.find_spec("xdist") is None:
+            # Of xdist's options, those that this plugin has where xdist is not installed.
+            group._addoption("-n", "--numprocesses", dest="numprocesses")
+            group.addoption("--maxprocesses")
+            group.addoption("--dist", default="no")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
@@ -281,7 +287,8 @@ class WorkerPlugin:
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.reports.append(report)
+        # As it is now: plugins go on to use a report of an attempt that failed.
+        self.reports.append(report if report.passed else copy.copy(report))
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_call(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ XDIST_OPTIONS: tuple[tuple[str, Any], ...] = (("dist", "no"), ("numprocesses", N
 # As xdist describes its marker, for where xdist is not installed.
 XDIST_GROUP = "xdist_group(name): with --offload-dist=loadgroup, tests of one group run in one sandbox, in order."
 # The options of the plugin, for where it is not: those of `pytest --offload` can be in a project's `addopts`.
-PLUGIN_FLAGS = ("--offload", "--offload-fail-on-flaky")
+PLUGIN_FLAGS = ("--offload", "--no-offload", "--offload-fail-on-flaky")
 PLUGIN_OPTIONS = (
     "--offload-provider",
     "--offload-parallel",

@@ -301,6 +301,11 @@ impl Dispatcher<'_> {
             self.scheduler.forgotten(index, TestIndex(key), verdict, now);
             return;
         }
+        if let Execution::Pytest(host) = &self.context.execution
+            && attempt.result.outcome == TestOutcome::Crashed
+        {
+            self.scheduler.grant_retry(TestIndex(key), host.options().crash_retries);
+        }
         if self.scheduler.finished(index, TestIndex(key), verdict, now) {
             self.tests[key as usize].attempts.push(attempt);
         }

@@ -82,6 +82,8 @@ pub struct PytestOptions {
     pub continue_on_collection_errors: bool,
     /// After how many failed tests those that come later are not started.
     pub max_fail_in_order: Option<usize>,
+    /// How often a test is tried again whose process died, where it may not be otherwise.
+    pub crash_retries: u32,
     /// How long a process may take to start, to collect a file, and to come to its next test; `None`: any time.
     pub phase_limit: Option<Duration>,
     /// The `init` message, complete, on one line; `None`: it comes by [`PytestHost::set_init`](super::PytestHost::set_init).
