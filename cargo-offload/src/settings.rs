@@ -88,20 +88,24 @@ impl Settings {
         let (source, notice) = cargo_source(common)?;
         let mut defaults =
             Defaults::for_source(source.as_ref()).set("framework.type", "cargo").set("provider.type", "local");
+        if let Some(threads) = std::env::var("RUST_TEST_THREADS").ok().and_then(|text| text.parse::<i64>().ok())
+            && threads > 0
         {
-            let output_dir = target_dir()?.join("offload");
-            let Some(text) = output_dir.to_str() else {
-                anyhow::bail!(
-                    "the target directory's path is not valid UTF-8: {}; Cargo cannot build there, so move the project \
-                     or choose another place with --target-dir",
-                    output_dir.display()
-                );
-            };
-            defaults = defaults
-                .set("history.path", format!("{text}/history.jsonl"))
-                .set("history.record_history", "always")
-                .set("report.output_dir", text);
+            // As many at once as `cargo test` would run: some suites need it to be one.
+            defaults = defaults.set("offload.max_parallel", threads);
         }
+        let output_dir = target_dir()?.join("offload");
+        let Some(text) = output_dir.to_str() else {
+            anyhow::bail!(
+                "the target directory's path is not valid UTF-8: {}; Cargo cannot build there, so move the project \
+                 or choose another place with --target-dir",
+                output_dir.display()
+            );
+        };
+        defaults = defaults
+            .set("history.path", format!("{text}/history.jsonl"))
+            .set("history.record_history", "always")
+            .set("report.output_dir", text);
         let mut settings = Self::resolve(source.as_ref(), &overrides, defaults)?;
         settings.config.notices.extend(notice);
         match &settings.config.framework {

@@ -204,3 +204,25 @@ fn the_tests_that_run_are_those_of_cargo_test() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
     assert!(seen > 150, "only {seen} tests were compared");
 }
+
+#[test]
+fn a_program_without_the_standard_harness_runs_once() {
+    let program = "fn main() { use std::io::Write; let log = concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/log\"); \
+                   let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap(); \
+                   writeln!(log, \"{:?}\", std::env::args().skip(1).collect::<Vec<_>>()).unwrap(); FAIL }";
+    let manifest = crate::support::manifest("runs_once")
+        + "[[test]]\nname = \"passes\"\nharness = false\n[[test]]\nname = \"fails\"\nharness = false\n";
+    let (passes, fails) = (program.replace("FAIL", ""), program.replace("FAIL", "panic!(\"as it should\")"));
+    let dir = tempfile::tempdir().unwrap();
+    for (path, text) in [("Cargo.toml", &manifest), ("tests/passes.rs", &passes), ("tests/fails.rs", &fails)] {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    for _ in 0..2 {
+        crate::support::Run::new(cargo_offload(dir.path()), ["-j1"]).exits(1).says("1 passed, 1 failed");
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        assert_eq!(log, "[]\n[]\n", "each ran once, as from `cargo test`");
+        std::fs::remove_file(dir.path().join("log")).unwrap();
+    }
+}

@@ -223,10 +223,14 @@ impl BuildLook {
     }
 }
 
-/// `--color`, as the console report takes it.
+/// `--color`, or else what Cargo is told, as the console report takes it.
 pub fn color_choice(common: &CommonArgs) -> ColorChoice {
     match common.color {
-        Color::Auto => ColorChoice::Auto,
+        Color::Auto => match std::env::var("CARGO_TERM_COLOR").as_deref() {
+            Ok("always") => ColorChoice::Always,
+            Ok("never") => ColorChoice::Never,
+            _ => ColorChoice::Auto,
+        },
         Color::Always => ColorChoice::Always,
         Color::Never => ColorChoice::Never,
     }

@@ -9,6 +9,7 @@
 
 mod batch;
 mod cache;
+mod config;
 mod diagnostics;
 mod discover;
 mod doctest;

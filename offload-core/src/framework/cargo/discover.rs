@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::cache::Cache;
+use super::config::load_config;
 use super::diagnostics::{Shown, cargo_failed};
 use super::doctest::{self, Library, OnePackage};
 use super::gate::{BuildGate, BuildGuard};
@@ -23,13 +24,13 @@ use super::options::{CargoOptions, RunIgnored};
 use super::outputs::{Output, Outputs};
 use super::process::{CargoProcess, Said, cargo_command, not_started};
 use super::select::{Origin, Selected, Selection, selected_packages};
-use super::toolchain::{Toolchain, load_config};
+use super::toolchain::Toolchain;
 use super::unit::{BuildFacts, binary_id};
 use crate::framework::{Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestRecord};
 use crate::provider::Built;
 use crate::worker::{Harness, Unit};
 
-/// Test binaries that are listed at once, doctests that are looked for at once.
+/// The most test binaries that are listed at once, doctests that are looked for at once. Never more than tests run.
 const LISTED_AT_ONCE: usize = 4;
 
 /// Runs one discovery. `note_root` hears where the workspace is before the first test is found, `note_built` what was
@@ -89,7 +90,11 @@ pub(super) async fn discover(
         libraries: HashMap::new(),
         seen: HashSet::new(),
         listings: JoinSet::new(),
-        permits: Arc::new(Semaphore::new(LISTED_AT_ONCE)),
+        permits: Arc::new(Semaphore::new(LISTED_AT_ONCE.min(if options.slots > 0 {
+            options.slots
+        } else {
+            usize::MAX
+        }))),
         building: true,
         held: Vec::new(),
         needed: BTreeSet::new(),
@@ -448,14 +453,15 @@ impl Discovery<'_> {
         };
         unit.extra_args.clone_from(&self.options.harness_args);
         let custom = unit.custom_harness;
-        let remembered_opaque = custom && self.cache.opaque(&executable) == Some(true);
+        let remembered = self.cache.opaque(&executable);
         let permits = self.permits.clone();
         let only_ignored = self.options.run_ignored == RunIgnored::Only;
         let target = Some(artifact.target);
         self.listings.spawn(async move {
             // The semaphore is never closed; without a permit the listing would only be less orderly.
             let _permit = permits.acquire().await;
-            let outcome = if remembered_opaque {
+            let opaque = custom && remembered.unwrap_or_else(|| !list::may_list(&executable));
+            let outcome = if opaque {
                 ListOutcome::Probed(None)
             } else if custom {
                 list::probe(&unit, only_ignored).await.map_or_else(ListOutcome::Failed, ListOutcome::Probed)

@@ -2,9 +2,10 @@
 //!
 //! A binary is listed in the environment in which its tests run, through the same runner. One spawn is enough where the
 //! harness can list as JSON, which tells ignored tests too; harnesses that cannot are asked twice. A target without the
-//! standard harness may not know the question at all and just run: it gets a time limit, and unless it answers
-//! properly it is one opaque test.
+//! standard harness may not know the question at all and just run: it is asked only where it looks as if it did, it gets a
+//! time limit, and unless it answers properly it is one opaque test.
 
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
+use crate::bounded;
 use crate::worker::Unit;
 
 /// How long a standard harness may take to list its tests.
@@ -68,6 +70,15 @@ pub(super) async fn probe(unit: &Unit, only_ignored: bool) -> Result<Option<Vec<
         Err(what) if only_ignored => Err(what),
         _ => Ok(Some(all)),
     }
+}
+
+/// Whether a target without the standard harness looks as if it could list its tests: it has the name of the option in it,
+/// or a library that knows it. Whoever is asked and cannot answer runs, and everything in it a second time.
+pub(super) fn may_list(executable: &Path) -> bool {
+    // The latter as symbols are mangled, with the length of a crate's name before it.
+    const SIGNS: &str = "--list|libtest[_-]mimic|9criterion|5divan|datatest";
+    let Ok(signs) = regex::bytes::Regex::new(SIGNS) else { return true };
+    bounded::read(executable, bounded::REPORT).map_or(true, |program| signs.is_match(&program))
 }
 
 /// Marks those of `all` that are listed in `ignored` too.

@@ -6,8 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::config::load_config;
 use super::options::CargoOptions;
-use super::toolchain::load_config;
 use crate::framework::{FrameworkError, FrameworkResult};
 
 /// The target directory of the workspace that `options` select.

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use cargo_config2::{Config, ResolveOptions};
+use cargo_config2::Config;
 
 use super::cache::{Cache, RustcPaths};
 use crate::framework::{FrameworkError, FrameworkResult};
@@ -14,17 +14,6 @@ use crate::framework::{FrameworkError, FrameworkResult};
 /// The Cargo to call: the one that called us, else the one in `PATH`.
 pub(super) fn cargo_program() -> PathBuf {
     env::var_os("CARGO").filter(|cargo| !cargo.is_empty()).map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
-}
-
-/// Reads Cargo's configuration as it applies in `dir`.
-pub(super) fn load_config(dir: &Path) -> FrameworkResult<Config> {
-    Config::load_with_options(dir, ResolveOptions::default().cargo(cargo_program())).map_err(|error| {
-        FrameworkError::Usage(format!(
-            "cannot read Cargo's configuration for {}: {}; mend the file (or variable) that it names",
-            dir.display(),
-            with_sources(&error),
-        ))
-    })
 }
 
 /// A kind of machine for which tests are built.
@@ -223,7 +212,7 @@ async fn rustc_paths(rustc: &Rustc, cache: &mut Cache) -> FrameworkResult<RustcP
 }
 
 /// An error with what caused it.
-fn with_sources(error: &dyn std::error::Error) -> String {
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
