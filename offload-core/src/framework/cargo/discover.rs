@@ -428,6 +428,7 @@ impl Discovery<'_> {
 
     async fn artifact(&mut self, artifact: Artifact, again: bool) -> FrameworkResult<()> {
         self.needed.extend(BuildFacts::needed(&artifact, &self.toolchain));
+        self.facts.add_library(&artifact);
         if let Some(library) = Library::of(&artifact) {
             self.libraries.insert(artifact.package_id.clone(), library);
         }

@@ -25,6 +25,8 @@ pub(super) struct BuildFacts {
     scripts: HashMap<PackageId, Vec<BuildScript>>,
     /// Where libraries may be found at run time: every directory that any build script named.
     link_dirs: BTreeSet<PathBuf>,
+    /// Where dynamic libraries were built, if each has a directory of its own.
+    library_dirs: BTreeSet<PathBuf>,
     /// Tests inherit nothing from this process.
     elsewhere: bool,
 }
@@ -46,6 +48,16 @@ impl BuildFacts {
             self.link_dirs.insert(PathBuf::from(dir));
         }
         self.scripts.entry(script.package_id.clone()).or_default().push(script);
+    }
+
+    /// Takes note of where a dynamic library was built.
+    pub(super) fn add_library(&mut self, artifact: &Artifact) {
+        let is_dynamic =
+            |path: &Path| path.extension().is_some_and(|extension| extension == "so" || extension == "dylib");
+        let own = |dir: &&Path| dir.ends_with("out");
+        let files = artifact.filenames.iter().map(|file| file.as_std_path());
+        self.library_dirs
+            .extend(files.filter(|file| is_dynamic(file)).filter_map(Path::parent).filter(own).map(Path::to_owned));
     }
 
     /// What tests may need of an artifact while they run: a program, or a library that is loaded, and the standard
@@ -151,7 +163,9 @@ impl BuildFacts {
     fn library_path(&self, dirs: &Dirs, toolchain: &Toolchain) -> String {
         let mut paths: Vec<PathBuf> =
             self.link_dirs.iter().filter(|dir| dir.starts_with(&dirs.dest)).cloned().collect();
-        paths.extend([dirs.dest.clone(), dirs.deps.clone(), toolchain.libdir(&dirs.dest).to_owned()]);
+        paths.extend([dirs.dest.clone(), dirs.deps.clone()]);
+        paths.extend(self.library_dirs.iter().cloned());
+        paths.push(toolchain.libdir(&dirs.dest).to_owned());
         let mut inherited: Vec<PathBuf> = toolchain.proxy_libdir.iter().cloned().collect();
         if let Some(path) = env::var_os(LIBRARY_PATH) {
             inherited.extend(env::split_paths(&path).filter(|path| !path.as_os_str().is_empty()));
@@ -177,8 +191,15 @@ struct Dirs {
 impl Dirs {
     fn of(executable: &Path, metadata: &Metadata) -> Option<Self> {
         // …/debug/deps/name-hash, …/debug/examples/name-hash
-        let root = executable.parent()?.parent()?;
-        let deps = root.join("deps");
+        let (mut root, mut deps) = (executable.parent()?.parent()?, None);
+        // Cargo's new layout of directories: …/debug/build/package/hash/out/name-hash
+        let build = executable.ancestors().nth(4);
+        if let Some(build) = build
+            .filter(|build| build.ends_with("build") && executable.parent().is_some_and(|dir| dir.ends_with("out")))
+        {
+            (root, deps) = (build.parent()?, executable.parent());
+        }
+        let deps = deps.map_or_else(|| root.join("deps"), Path::to_owned);
         // With `build.build-dir` set, intermediate files have a directory of their own.
         let dest = metadata
             .build_directory
