@@ -8,8 +8,11 @@
 //! worker means ([`TestRunner`](crate::orchestrator::TestRunner)).
 
 pub mod framing;
+mod groups;
 pub mod libtest;
 pub mod pytest;
+
+pub use groups::{continue_tests, stop_tests};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

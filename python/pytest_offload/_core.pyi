@@ -66,6 +66,10 @@ class Session:
     def drop_after(self, key: int) -> None:
         """Has no test with a larger key started any more. Does not wait."""
 
+    @staticmethod
+    def stop_tests(stop: bool) -> None:
+        """Stops the tests that run on this machine, or has them go on."""
+
     def close(self) -> None:
         """Cancels the run if it still goes on, and waits for its end."""
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -114,6 +117,9 @@ class Controller:
         self.nodes = Nodes(config, settings.workers, run_uid)
         self.flaky: list[str] = []
         self.crashes: list[tuple[str, str, str, str]] = []
+        #: The tests that run, with their workers, and those that ran when the run was interrupted.
+        self._running: dict[int, tuple[str, str]] = {}
+        self._interrupted: list[tuple[str, str]] = []
         self.summary: dict[str, Any] = {}
         self.lost: list[tuple[str, str]] = []
         self.warnings: list[str] = []
@@ -182,7 +188,8 @@ class Controller:
         # What is there now, and the reports of a whole run later, is no garbage: looking for some there takes long.
         freeze()
         try:
-            self.core.run(self._on_events)
+            with self._stopped_together():
+                self.core.run(self._on_events)
             if self.in_order is not None:
                 self.in_order.rest()
         except Interrupted:
@@ -190,6 +197,7 @@ class Controller:
             raise
         except (KeyboardInterrupt, pytest.exit.Exception):
             self._report_what_has_come()
+            self._interrupted = list(self._running.values())
             raise
         finally:
             self._take_leave_of_workers()
@@ -224,11 +232,13 @@ class Controller:
         # A short run says nothing about how well work was shared out.
         lasted = float(self.summary.get("duration_secs", 0.0))
         idle = lasted > LONG_RUN and terminalreporter.verbosity >= 0 and bool(self.summary.get("idle_worker"))
-        if not (self.flaky or self.crashes or self.lost or self.warnings or idle):
+        if not (self.flaky or self.crashes or self.lost or self.warnings or self._interrupted or idle):
             return
         terminalreporter.write_sep("=", "offload")
         for label, nodeid, worker, message in self.crashes:
             write(f"{label} {nodeid} on {worker}: {message}", red=True)
+        for nodeid, worker in self._interrupted:
+            write(f"INTERRUPTED {nodeid} on {worker} was running", yellow=True)
         for worker, reason in self.lost:
             write(f"LOST {worker}: {reason}", red=True)
         for text in self.warnings:
@@ -238,6 +248,26 @@ class Controller:
         if idle:
             share = float(self.summary.get("idle_share", 0.0))
             write(f"the slowest sandbox, {self.summary['idle_worker']}, was idle for {share:.0%} of the run")
+
+    @contextlib.contextmanager
+    def _stopped_together(self) -> Iterator[None]:
+        """Ctrl-Z stops the tests, too, which are in process groups of their own."""
+
+        def stop(*_: object) -> None:
+            self.core.stop_tests(True)
+            # Returns when this process goes on.
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self.core.stop_tests(False)
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not in_main_thread or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+            yield
+            return
+        signal.signal(signal.SIGTSTP, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
     # -- events
 
@@ -311,7 +341,7 @@ class Controller:
 
     def _on_started(
         self,
-        _key: int,
+        key: int,
         nodeid: str,
         _line: object = None,
         _path: str = "",
@@ -320,6 +350,7 @@ class Controller:
         *_: object,
     ) -> None:
         self._seen.append(nodeid)
+        self._running[key] = (nodeid, worker)
         if worker:
             self.nodes.ready(worker)
         if self.in_order is not None:
@@ -341,6 +372,7 @@ class Controller:
         *_: object,
     ) -> None:
         attempt = Attempt(key, nodeid, path, line, domain, worker, number, will_retry)
+        self._running.pop(key, None)
 
         def commit() -> None:
             node = self.nodes[worker]
@@ -374,6 +406,7 @@ class Controller:
     ) -> None:
         path = path or nodeid.partition("::")[0]
         attempt = Attempt(key, nodeid, path, line, domain or nodeid, worker, number, will_retry)
+        self._running.pop(key, None)
         self.crashes.append(("TIMEOUT" if timed_out else "CRASHED", nodeid, worker, message))
 
         def commit() -> None:
@@ -476,7 +509,7 @@ class Controller:
         self._take_leftovers()
         with contextlib.suppress(Failed, Interrupted):
             for kind, *fields in self._leftover:
-                if kind in ("finished", "crashed", "late_report", "late_crash"):
+                if kind in ("started", "finished", "crashed", "late_report", "late_crash"):
                     getattr(self, f"_on_{kind}")(*fields)
             if self.in_order is not None:
                 self.in_order.rest()

@@ -53,6 +53,13 @@ impl Queue {
         }
     }
 
+    /// Has what could not be handed over come first again.
+    pub fn put_back(&self, mut events: Vec<Event>) {
+        let mut state = self.lock();
+        events.append(&mut state.events);
+        state.events = events;
+    }
+
     /// No more events will come.
     pub fn end(&self) {
         self.lock().ended = true;
@@ -169,39 +176,39 @@ impl Reporter for Collector {
 /// # Errors
 ///
 /// When the interpreter is out of memory, or cannot read what a worker wrote.
-pub fn to_list<'py>(py: Python<'py>, events: Vec<Event>) -> PyResult<Bound<'py, PyList>> {
+pub fn to_list<'py>(py: Python<'py>, events: &[Event]) -> PyResult<Bound<'py, PyList>> {
     let loads = py.import("json")?.getattr("loads")?;
     let list = PyList::empty(py);
     for event in events {
-        list.append(event.into_tuple(py, &loads)?)?;
+        list.append(event.to_tuple(py, &loads)?)?;
     }
     Ok(list)
 }
 
 impl Event {
-    fn into_tuple<'py>(self, py: Python<'py>, loads: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyTuple>> {
+    fn to_tuple<'py>(&self, py: Python<'py>, loads: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyTuple>> {
         match self {
             Self::Started { test, worker } => {
-                ("started", test.number, &*test.id, test.line, &*test.suite, &*test.name, &*worker).into_pyobject(py)
+                ("started", test.number, &*test.id, test.line, &*test.suite, &*test.name, &**worker).into_pyobject(py)
             }
-            Self::Attempt { test, attempt, will_retry } => attempt_tuple(py, &test, &attempt, will_retry),
+            Self::Attempt { test, attempt, will_retry } => attempt_tuple(py, test, attempt, *will_retry),
             Self::WithoutAttempt { test, outcome: TestOutcome::NotRun, reason } => {
-                ("not_run", test.number, &*test.id, reason).into_pyobject(py)
+                ("not_run", test.number, &*test.id, &**reason).into_pyobject(py)
             }
             Self::WithoutAttempt { test, reason, .. } => {
-                let crash = ("crashed", &*test.id, "", reason, "", test.number, &*test.suite, test.line);
+                let crash = ("crashed", &*test.id, "", &**reason, "", test.number, &*test.suite, test.line);
                 join(crash.into_pyobject(py)?, (&*test.name, false, 1).into_pyobject(py)?)
             }
-            Self::Native(event) => native_tuple(py, &event, loads),
-            Self::Lost { worker, reason } => ("worker_lost", &*worker, reason).into_pyobject(py),
-            Self::Warning(text) => ("run_warning", text).into_pyobject(py),
-            Self::Problem(text) => ("problem", text).into_pyobject(py),
+            Self::Native(event) => native_tuple(py, event, loads),
+            Self::Lost { worker, reason } => ("worker_lost", &**worker, &**reason).into_pyobject(py),
+            Self::Warning(text) => ("run_warning", &**text).into_pyobject(py),
+            Self::Problem(text) => ("problem", &**text).into_pyobject(py),
             Self::Flaky(ids) => ("flaky", ids).into_pyobject(py),
             Self::Summary { summary, idle } => {
-                let text = serde_json::to_string(&summary).unwrap_or_else(|_| "{}".to_owned());
+                let text = serde_json::to_string(summary).unwrap_or_else(|_| "{}".to_owned());
                 let dict = loads.call1((text,))?.cast_into::<PyDict>()?;
                 if let Some((worker, share)) = idle {
-                    dict.set_item("idle_worker", &*worker)?;
+                    dict.set_item("idle_worker", &**worker)?;
                     dict.set_item("idle_share", share)?;
                 }
                 ("summary", dict).into_pyobject(py)

@@ -114,7 +114,7 @@ impl Session {
 
     /// The events that an exception kept `run` from handing over.
     fn leftover<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        to_list(py, self.queue.take(Duration::ZERO, Duration::ZERO).0)
+        to_list(py, &self.queue.take(Duration::ZERO, Duration::ZERO).0)
     }
 
     /// Ends the run: the first time running tests are ended and reports are written, the second time everything is
@@ -128,6 +128,16 @@ impl Session {
         self.cancel.stop_after(key);
     }
 
+    /// Stops the tests that run on this machine, or has them go on.
+    #[staticmethod]
+    fn stop_tests(stop: bool) {
+        if stop {
+            offload_core::worker::stop_tests();
+        } else {
+            offload_core::worker::continue_tests();
+        }
+    }
+
     /// Ends the run, if it still goes on, and waits for its end.
     fn close(&self, py: Python<'_>) {
         self.abandon(py);
@@ -137,7 +147,15 @@ impl Session {
 impl Session {
     fn hand_over(&self, py: Python<'_>, events: Vec<crate::event::Event>, on_event: &Bound<'_, PyAny>) -> PyResult<()> {
         if !events.is_empty() {
-            on_event.call1((to_list(py, events)?,))?;
+            // A signal can come while this is done.
+            let list = match to_list(py, &events) {
+                Ok(list) => list,
+                Err(error) => {
+                    self.queue.put_back(events);
+                    return Err(error);
+                }
+            };
+            on_event.call1((list,))?;
         }
         py.check_signals()
     }

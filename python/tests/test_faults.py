@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 import pytest
 from conftest import Runner, plugins
@@ -139,6 +140,55 @@ def test_ctrl_c_ends_the_run(run: Runner) -> None:
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "KeyboardInterrupt" in text
+    assert "INTERRUPTED test_a.py::test_a on gw0 was running" in text
+
+
+def state(pid: int) -> str:
+    """What a process does at the moment: R, S, T and so on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_told_to_stop_stops_its_tests_and_goes_on_with_them(run: Runner) -> None:
+    run.write(
+        test_a="""
+import os, time
+def test_a():
+    with open("part", "w") as file: file.write(str(os.getpid()))
+    os.rename("part", "running")
+    while not os.path.exists("end"): time.sleep(0.01)
+"""
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-timeout=30"],
+        cwd=run.path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until((run.path / "running").exists)
+    worker = int((run.path / "running").read_text())
+    os.kill(process.pid, signal.SIGTSTP)
+    wait_until(lambda: state(process.pid) == "T" and state(worker) == "T")
+    os.kill(process.pid, signal.SIGCONT)
+    wait_until(lambda: state(worker) != "T")
+    (run.path / "end").touch()
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
+
+
+def test_a_time_out_ends_what_has_left_the_group(run: Runner) -> None:
+    run.write(test_a="import subprocess\ndef test_a(): subprocess.run(['setsid', 'sleep', '1001'])")
+    outcome = run.offload("--offload-timeout=1")
+    assert outcome.exit_code == 1
+    assert "TIMEOUT test_a.py::test_a on gw0" in outcome.text
+    # That nothing is left is looked at after every test here.
 
 
 def test_a_template_that_dies_ends_the_run(run: Runner) -> None:

@@ -68,7 +68,7 @@ def test_a_run_that_was_stopped_invents_no_time_outs(run: Runner, isolation: str
 def test_scarce_descriptors_mean_fewer_workers_and_no_hang(run: Runner) -> None:
     run.write(test_a="import time\n" + "".join(f"def test_{n}(): time.sleep(0.05)\n" for n in range(40)))
     words = [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=8", "-p", "no:cacheprovider"]
-    passed = warned = 0
+    passed = 0
     for most in range(20, 30):
         limited = ["/bin/sh", "-c", f'ulimit -n {most}; exec "$@"', "sh", *words]
         ended = subprocess.run(limited, cwd=run.path, capture_output=True, text=True, timeout=120)
@@ -76,9 +76,7 @@ def test_scarce_descriptors_mean_fewer_workers_and_no_hang(run: Runner) -> None:
         if ended.returncode == 0:
             assert "40 passed" in text, text
             passed += 1
-            warned += "There is no room for all workers" in text
         else:
             # Too little for anything; but then it says so.
             assert "Too many open files" in text, text
     assert passed, text
-    assert warned, text

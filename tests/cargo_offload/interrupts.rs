@@ -148,3 +148,83 @@ fn a_runner_that_was_stopped_invents_no_time_outs() {
         run.exits(0).says("2 tests: 2 passed");
     }
 }
+
+#[test]
+fn a_quit_ends_tests_and_a_run_that_is_killed_leaves_none() {
+    let running = Running::start(true);
+    running.signal(Signal::QUIT);
+    let run = running.end().exits(130);
+    is_a_whole_report(&run.junit());
+
+    let running = Running::start(true);
+    running.signal(Signal::KILL);
+    assert_eq!(running.end().code, None);
+}
+
+/// What a process does at the moment: `R`, `S`, `T` and so on.
+fn state(pid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+#[test]
+fn a_run_that_is_told_to_stop_stops_its_tests_and_goes_on_with_them() {
+    let running = Running::start(false);
+    running.signal(Signal::TSTP);
+    let runner = Pid::from_child(&running.child).as_raw_nonzero().get();
+    wait_until("the runner is stopped", || state(runner) == Some('T'));
+    for pid in running.pids() {
+        wait_until("the tests are stopped", || state(pid) == Some('T'));
+    }
+    running.signal(Signal::CONT);
+    for pid in running.pids() {
+        wait_until("the tests go on", || state(pid) == Some('S'));
+    }
+    running.signal(Signal::INT);
+    is_a_whole_report(&running.end().exits(130).junit());
+}
+
+#[test]
+fn a_time_out_ends_what_has_left_the_group_and_rustdoc_leaves_nothing() {
+    let library = r#"
+//! ```
+//! let file = std::path::Path::new(&std::env::var("STARTED_DIR").unwrap()).join("doctest");
+//! std::fs::write(file, std::process::id().to_string()).unwrap();
+//! std::thread::sleep(std::time::Duration::from_secs(1000));
+//! ```
+#[test] fn a_session() { leave("a", "exec setsid sleep 1000") }
+#[test] fn b_daemon() { leave("b", "(setsid sleep 1000 &) & sleep 1000") }
+#[test] fn c_unmarked() { leave("c", "env -i setsid sleep 1000 & wait") }
+#[cfg(test)]
+fn leave(name: &str, script: &str) {
+    let file = std::path::Path::new(&std::env::var("STARTED_DIR").unwrap()).join(name);
+    std::fs::write(file, std::process::id().to_string()).unwrap();
+    std::process::Command::new("sh").args(["-c", script]).status().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+}
+"#;
+    let workspace = Workspace::package("leavers", library);
+    let (started, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut command = cargo_offload(&workspace.dir);
+    command.env("STARTED_DIR", started.path()).env("TMPDIR", temporary.path());
+    // Builds the doctest, too, within the limit.
+    let run = Run::new(command, ["-j4", "--timeout", "6"]).exits(1);
+    assert!(run.junit().outcomes().values().all(|outcome| *outcome == "failure"), "{:?}", run.junit().outcomes());
+    let mine = |pid: &i32| {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        String::from_utf8_lossy(&environ).contains(&format!("STARTED_DIR={}", started.path().display()))
+    };
+    let is_sleeper = |pid: &i32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words == b"sleep\x001000\0"
+            && std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| environ.is_empty())
+    };
+    let left = || {
+        let pids =
+            std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| mine(pid) || is_sleeper(pid)).collect::<Vec<i32>>()
+    };
+    wait_until("nothing that the tests have started is left", || left().is_empty());
+    let files: Vec<_> = std::fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(files.is_empty(), "{files:?}");
+}

@@ -4,7 +4,7 @@
 //! blocks in `poll`; an asynchronous runtime would cost a test several percent. What it does is spread over submodules:
 //! the queue and orders that reach the thread (`mailbox`), starting and watching a process (`process`), a process per
 //! test (`single`), many tests of a binary per process (`batch`), a package's doctests (`doctest`), what output and exit
-//! status mean (`outcome`), and the form with stdin and stdout ([`serve`]).
+//! status mean (`outcome`), what they start (`family`), and the form with stdin and stdout ([`serve`]).
 //!
 //! Tests that one process is to run together are handed over as a whole: those that it has not started yet cannot be
 //! taken back, only cancelled.
@@ -14,6 +14,7 @@
 mod batch;
 mod capture;
 mod doctest;
+pub(super) mod family;
 mod mailbox;
 mod outcome;
 mod process;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use self::family::Watcher;
 use self::mailbox::Mailbox;
 use self::slot::Slot;
 use super::{Message, Request, StartGate};
@@ -82,6 +84,7 @@ pub struct LibtestWorker {
     on_message: Arc<dyn Fn(Message) + Send + Sync>,
     gate: Option<Arc<dyn StartGate>>,
     thread: Option<JoinHandle<()>>,
+    _watcher: Arc<Watcher>,
 }
 
 /// How many descriptors the start of a process takes for a moment.
@@ -110,9 +113,10 @@ impl LibtestWorker {
         ensure_room(&mailbox)?;
         let on_message: Arc<dyn Fn(Message) + Send + Sync> = Arc::new(on_message);
         let gate = options.gate.clone();
+        let watcher = Watcher::get();
         let slot = Slot::new(options, Arc::clone(&mailbox), Arc::clone(&on_message));
         let thread = std::thread::Builder::new().name("offload-libtest".to_owned()).spawn(move || slot.run())?;
-        Ok(Self { mailbox, on_message, gate, thread: Some(thread) })
+        Ok(Self { mailbox, on_message, gate, thread: Some(thread), _watcher: watcher })
     }
 
     /// Hands the worker a request. Never waits for a test: tests in the queue are taken back and cancelled at once.

@@ -13,6 +13,7 @@ use super::mailbox::Mailbox;
 use super::outcome::{self, LineResult};
 use super::process::{End, EndedBy, Observer, Stream};
 use super::slot::{Slot, has_flag, start_error};
+use crate::bounded;
 use crate::framework::{TestOutcome, TestResult};
 use crate::worker::{Message, RunItem, TestKey, Unit};
 
@@ -29,6 +30,11 @@ pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture:
     command.args(&unit.extra_args);
     command.args(line_filters(items.iter().map(|item| item.name.as_str())));
 
+    // rustdoc leaves its programs behind when it is killed, and they are large.
+    let place = bounded::private_dir("offload-doctests-").ok();
+    if let Some(place) = &place {
+        command.env("TMPDIR", place.path());
+    }
     let began = Instant::now();
     let process = slot.start(&mut command);
     for item in &items {

@@ -18,7 +18,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use super::family;
 use super::mailbox::{Mailbox, Verdict};
+use crate::worker::groups;
 
 /// How long the output of a process may wait in its pipes before it is read for the first time, unless the output is
 /// wanted as it comes. A process that fills a pipe sooner waits that long once.
@@ -106,12 +108,18 @@ pub(super) struct Process {
     /// Becomes readable when the process has ended; absent where the system has no such thing.
     ended: Option<OwnedFd>,
     reaped: bool,
+    /// What marks it and all that it starts.
+    id: String,
+    /// What it had started when it was told to end.
+    family: Vec<family::Member>,
 }
 
 impl Process {
     /// Starts a command in a process group of its own, without input, its output in pipes.
     pub(super) fn start(command: &mut Command) -> io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let id = family::next_id();
+        command.env(family::VARIABLE, &id);
         let mut tries = 0;
         let mut child = loop {
             match command.spawn() {
@@ -125,7 +133,8 @@ impl Process {
         };
         let group = Pid::from_child(&child);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        Ok(Self { child, group, stdout, stderr, ended: end_descriptor(group), reaped: false })
+        groups::enter(group);
+        Ok(Self { child, group, stdout, stderr, ended: end_descriptor(group), reaped: false, id, family: Vec::new() })
     }
 
     /// Watches the process until it has ended; `buffer` is where output passes through. The time during which this process
@@ -166,7 +175,7 @@ impl Process {
                     return self.reap(by, limits, mailbox, observer, buffer);
                 }
                 if kill_at.is_some() {
-                    self.signal(Signal::KILL);
+                    self.kill();
                     killed = true;
                 } else {
                     by = if finish_by.is_some() { EndedBy::Order } else { EndedBy::TimeLimit };
@@ -239,8 +248,9 @@ impl Process {
         buffer: &mut [u8],
     ) -> io::Result<End> {
         if by != EndedBy::Itself {
-            self.signal(Signal::KILL);
+            self.kill();
         }
+        groups::leave(self.group);
         let status = self.child.wait()?;
         self.reaped = true;
         // Most processes leave nobody behind, and their pipes are at their end already.
@@ -311,11 +321,19 @@ impl Process {
     }
 
     /// Tells the whole group to end; returns when patience with it ends.
-    fn terminate(&self, limits: Limits) -> Instant {
+    fn terminate(&mut self, limits: Limits) -> Instant {
+        // Afterwards nobody knows any more who has started whom.
+        self.family = family::descendants(self.group, &self.id, &[]);
         self.signal(Signal::TERM);
         // A stopped process would not notice.
         self.signal(Signal::CONT);
         Instant::now() + limits.kill_grace
+    }
+
+    /// Ends it with all that it has started.
+    fn kill(&self) {
+        family::kill_descendants(self.group, &self.id, &self.family);
+        self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
@@ -328,8 +346,9 @@ impl Drop for Process {
     /// A process that could not be watched to its end is not left behind.
     fn drop(&mut self) {
         if !self.reaped {
-            self.signal(Signal::KILL);
+            self.kill();
             let _ = self.child.wait();
+            groups::leave(self.group);
         }
     }
 }

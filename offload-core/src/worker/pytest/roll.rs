@@ -19,6 +19,7 @@ use super::message::{Exit, Hello, Incoming, Outgoing, VERSION};
 use super::site::Site;
 use crate::event::NativeEvent;
 use crate::framework::{Discovered, DiscoverySink};
+use crate::worker::groups;
 
 /// How long a process that has connected may take to say who it is.
 const HELLO_PATIENCE: Duration = Duration::from_secs(30);
@@ -150,6 +151,9 @@ impl Roll {
         };
         let (exit, exited) = oneshot::channel();
         self.live.insert(hello.id.clone(), pid);
+        if matches!(self.site, Site::Here) {
+            groups::enter(pid);
+        }
         self.exits.insert(hello.id.clone(), exit);
         let Hello { id, dump, output, .. } = hello;
         let (site, collected) = (self.site.clone(), HashSet::new());
@@ -168,7 +172,9 @@ impl Roll {
     pub fn on_template(&mut self, said: Result<Option<Incoming>, LinkError>) {
         match said {
             Ok(Some(Incoming::Exited { id, exit })) => {
-                self.live.remove(&id);
+                if let Some(pid) = self.live.remove(&id) {
+                    groups::leave(pid);
+                }
                 if let Some(heard) = self.exits.remove(&id) {
                     let _ = heard.send(exit);
                 } else if let Some(reply) = self.asked.remove(&id) {
@@ -260,6 +266,7 @@ impl Roll {
     pub fn kill_workers(&self) {
         for &pid in self.live.values() {
             self.site.kill(pid);
+            groups::leave(pid);
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::ahead::Way;
 use super::output;
 use super::relay::{HELD, Wire};
+use crate::worker::libtest::family;
 
 /// How long a process may take to write its stacks: they come at once or never.
 const DUMP_PATIENCE: Duration = Duration::from_secs(1);
@@ -34,7 +35,12 @@ impl Site {
     /// Kills a process and its group, if it leads one.
     pub fn kill(&self, pid: Pid) {
         match self {
-            Self::Here => kill_group(pid),
+            Self::Here => {
+                // What has left the group is found by who has started it, as long as that is there.
+                let family = family::descendants(pid, "", &[]);
+                kill_group(pid);
+                family::kill(&family);
+            }
             Self::There(wire) => wire.kill(pid),
         }
     }
