@@ -117,6 +117,8 @@ class Controller:
         self.nodes = Nodes(config, settings.workers, run_uid)
         self.flaky: list[str] = []
         self.crashes: list[tuple[str, str, str, str]] = []
+        #: Whether events are being reported, and a Ctrl-C waits for that.
+        self._reporting = self._pending_interrupt = False
         #: The tests that run, with their workers, and those that ran when the run was interrupted.
         self._running: dict[int, tuple[str, str]] = {}
         self._interrupted: list[tuple[str, str]] = []
@@ -264,20 +266,38 @@ class Controller:
             yield
             return
         signal.signal(signal.SIGTSTP, stop)
+        interrupt = signal.getsignal(signal.SIGINT)
+        if interrupt is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._on_interrupt)
         try:
             yield
         finally:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            if interrupt is signal.default_int_handler:
+                signal.signal(signal.SIGINT, interrupt)
+
+    def _on_interrupt(self, *_: object) -> None:
+        """Ctrl-C. The events that have come are reported first, unless that takes so long that it comes again."""
+        if self._reporting and not self._pending_interrupt:
+            self._pending_interrupt = True
+            return
+        raise KeyboardInterrupt
 
     # -- events
 
     def _on_events(self, batch: list[Event]) -> None:
         self._batch = iter(batch)
-        with self._written_at_once():
-            for kind, *fields in self._batch:
-                handler = getattr(self, f"_on_{kind}", None)
-                if handler is not None:
-                    handler(*fields)
+        self._reporting = True
+        try:
+            with self._written_at_once():
+                for kind, *fields in self._batch:
+                    handler = getattr(self, f"_on_{kind}", None)
+                    if handler is not None:
+                        handler(*fields)
+        finally:
+            self._reporting = False
+        if self._pending_interrupt:
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def _written_at_once(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 //! Ctrl-C, SIGTERM, and two runs at once.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,11 +37,15 @@ struct Running {
 impl Running {
     /// Starts two sleeping tests and waits until both are there.
     fn start(stubborn: bool) -> Self {
+        Self::start_with(stubborn, &[])
+    }
+
+    fn start_with(stubborn: bool, args: &[&str]) -> Self {
         // Built beforehand, so that the run below is about tests only.
         sleepers().offload(["--lib", "a_quick"]).exits(0);
         let (reports, started) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut command = cargo_offload(&sleepers().dir);
-        command.args(["--lib", "-j", "2"]).env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path());
+        command.args(["--lib", "-j", "2"]).args(args).env("OFFLOAD_REPORT_OUTPUT_DIR", reports.path());
         command.env("STARTED_DIR", started.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if stubborn {
             command.env("STUBBORN", "1");
@@ -88,6 +93,22 @@ fn ctrl_c_ends_tests_writes_every_report_and_exits_with_130() {
         is_a_whole_report(&run.junit());
         run.says("interrupted");
     }
+}
+
+#[test]
+fn an_interrupted_run_names_what_was_running() {
+    let mut running = Running::start_with(false, &["--message-format", "json"]);
+    let mut lines = BufReader::new(running.child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut started = 0;
+    while started < 2 {
+        let line = lines.next().unwrap();
+        started += usize::from(line.contains("\"test_started\"") && line.contains("_sleeps"));
+    }
+    running.signal(Signal::INT);
+    let rest: Vec<String> = lines.collect();
+    let said = "Running when the run was interrupted: sleepers b_sleeps, sleepers c_sleeps";
+    assert!(rest.iter().any(|line| line.contains(said)), "{rest:#?}");
+    running.end().exits(130);
 }
 
 #[test]

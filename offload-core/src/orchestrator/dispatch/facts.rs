@@ -340,10 +340,31 @@ impl Dispatcher<'_> {
         self.emit(RunEvent::LateFailure { test, attempt });
     }
 
+    /// Names the tests that run when the run is interrupted. A pytest that shows the run does so itself.
+    fn say_what_runs(&mut self) {
+        const MOST: usize = 10;
+        if matches!(&self.context.execution, Execution::Pytest(host) if !host.options().alone) {
+            return;
+        }
+        let assigned = self.places.values().flat_map(|place| &place.assigned);
+        let mut running: Vec<TestKey> =
+            assigned.filter(|(_, assigned)| assigned.started_at.is_some()).map(|(key, _)| *key).collect();
+        running.sort_unstable();
+        if running.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = running.iter().take(MOST).map(|key| &*self.tests[*key as usize].info.id).collect();
+        let more = running.len().saturating_sub(MOST);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let text = format!("Running when the run was interrupted: {}{more}", names.join(", "));
+        self.emit(RunEvent::Warning { text });
+    }
+
     pub(super) fn on_cancel(&mut self, urgency: Urgency) {
         if self.result.summary.stopped != Some(StopReason::Interrupted) {
             self.result.summary.stopped = Some(StopReason::Interrupted);
             self.emit(RunEvent::Stopping { reason: StopReason::Interrupted });
+            self.say_what_runs();
             self.scheduler.discovery_finished();
             self.scheduler.stop();
         }
