@@ -66,6 +66,9 @@ class Session:
     def drop_after(self, key: int) -> None:
         """Has no test with a larger key started any more. Does not wait."""
 
+    def set_environ(self, changed: dict[str, str | None]) -> None:
+        """Changes variables for a template that is started again; None removes one."""
+
     @staticmethod
     def stop_tests(stop: bool) -> None:
         """Stops the tests that run on this machine, or has them go on."""

@@ -108,13 +108,15 @@ class InOrder:
 class Controller:
     """The plugin of an offloaded run."""
 
-    def __init__(self, config: pytest.Config, settings: Settings, core: Session, run_uid: str) -> None:
+    def __init__(
+        self, config: pytest.Config, settings: Settings, core: Session, run_uid: str, environ: dict[str, str] | None
+    ) -> None:
         self.config = config
         self.settings = settings
         self.core = core
         self.session: Any = None
         self.notices = list(settings.notices)
-        self.nodes = Nodes(config, settings.workers, run_uid)
+        self.nodes = Nodes(config, settings.workers, run_uid, environ)
         self.flaky: list[str] = []
         self.crashes: list[tuple[str, str, str, str]] = []
         #: Whether events are being reported, and a Ctrl-C waits for that.

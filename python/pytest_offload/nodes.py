@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from .worker.channel import tagged, untagged
 
 if TYPE_CHECKING:
     from ._core import Session
+
+
+# Variables that each process sets for itself.
+OWN_VARIABLES = ("COV_CORE_", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_")
 
 
 class Gateway:
@@ -69,8 +74,10 @@ class WorkerNode:
 class Nodes(dict[str, WorkerNode]):
     """The workers of a run by their ids. One that is asked for and unknown is made."""
 
-    def __init__(self, config: pytest.Config, count: int, run_uid: str) -> None:
+    def __init__(self, config: pytest.Config, count: int, run_uid: str, environ: dict[str, str] | None = None) -> None:
         super().__init__()
+        # The environment in which the template was started; None: workers have another one than this process.
+        self._environ = environ
         self.config = config
         self.count = count
         self.run_uid = run_uid
@@ -95,7 +102,21 @@ class Nodes(dict[str, WorkerNode]):
         if gateway is not None:
             for node in nodes:
                 gateway(gateway=self[node].gateway)
-        core.tell(self._message(nodes, ask))
+        message = self._message(nodes, ask)
+        changed = self.changed_environ()
+        if changed:
+            # Should the template have to be started again.
+            core.set_environ(changed)
+        core.tell(dict(message, environ=changed))
+
+    def changed_environ(self) -> dict[str, str | None]:
+        """What the controller's plugins and conftests have changed since the template was started; None: removed."""
+        before, now = self._environ, os.environ
+        if before is None:
+            return {}
+        changed: dict[str, str | None] = {name: value for name, value in now.items() if before.get(name) != value}
+        changed.update({name: None for name in before if name not in now})
+        return {name: value for name, value in changed.items() if not name.startswith(OWN_VARIABLES)}
 
     def configure(self, core: Session, worker: str) -> None:
         """Answers the template's question about a worker that takes another's place."""

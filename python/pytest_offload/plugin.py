@@ -84,6 +84,7 @@ def _begin(early_config: pytest.Config, forks: bool = True) -> bool:
         return False
     settings = options.resolve(early_config, known)
     run_uid = uuid.uuid4().hex
+    environ = dict(os.environ)
     template = early.fork(early_config, settings) if forks and settings.provider == "local" else None
     try:
         if settings.record_history and settings.history is not None:
@@ -102,7 +103,7 @@ def _begin(early_config: pytest.Config, forks: bool = True) -> bool:
     # While the template configures itself.
     from .controller import Controller
 
-    controller = Controller(early_config, settings, core, run_uid)
+    controller = Controller(early_config, settings, core, run_uid, environ if settings.provider == "local" else None)
     plugins.register(controller, "offload-controller")
     if settings.provider != "local":
         conftests.forgive(early_config, controller.notices.append)

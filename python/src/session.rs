@@ -1,5 +1,6 @@
 //! A run of the orchestrator, on a thread of its own.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -126,6 +127,11 @@ impl Session {
     /// Starts no test with a key after `key`: results of those are not wanted. Returns at once.
     fn drop_after(&self, key: u32) {
         self.cancel.stop_after(key);
+    }
+
+    /// Changes variables for a template that is started again; `None` removes one.
+    fn set_environ(&self, changed: BTreeMap<OsString, Option<OsString>>) {
+        self.host.set_environ(changed);
     }
 
     /// Stops the tests that run on this machine, or has them go on.

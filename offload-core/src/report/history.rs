@@ -11,7 +11,7 @@
 //! `history.reservoir_size` among those `n` (reservoir sampling). `passed` are attempts that passed, `failed` those
 //! that failed, timed out or crashed. Skipped tests and tests that could not be executed teach nothing.
 //!
-//! Lines of offload 0.10 are understood, too (see [`seed`]): they say what is expected of a test until it has a line
+//! Lines of offload 0.10 are understood, too (the module `seed`): they say what is expected of a test until it has a line
 //! of its own, which begins with what they say. They stay in the file as they are, and so does every line that cannot
 //! be read.
 //!

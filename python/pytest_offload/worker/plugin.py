@@ -27,6 +27,7 @@ from .standins import (
     XDIST_OPTIONS,
     QuietTerminal,
     XmlRecorder,
+    has_foreign_plugins,
     register_group_marker,
     stand_in_for_xdist,
     xdist_fixtures,
@@ -35,6 +36,7 @@ from .template import Template
 
 if TYPE_CHECKING:
     from .channel import Message
+    from .keeper import Keeper
 
 
 class WorkerPlugin:
@@ -62,8 +64,10 @@ class WorkerPlugin:
         self.early: list[Message] = []
         self.coverage: CoverageKeeper | None = None
         self.greeted = False
-        # The template is a fork of the controller, and a fresh one has to take its place.
+        # Another template has to take the place of this one.
         self.replace = False
+        # Who starts workers when this process has become one.
+        self.keeper: Keeper | None = None
         self._deselected: list[str] = []
         self._collect_reports: list[tuple[int, Any]] = []
         self._lastfailed: Any = None
@@ -116,7 +120,7 @@ class WorkerPlugin:
             group.addoption("--dist", default="no")
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_cmdline_main(self, config: pytest.Config) -> None:
+    def pytest_cmdline_main(self, config: pytest.Config) -> int | None:
         worker_id = self.worker_id or "gw0"
         workerinput = WorkerInput(
             workerid=worker_id,
@@ -144,6 +148,25 @@ class WorkerPlugin:
             register_group_marker(config)
             if not self.init.get("alone"):
                 stand_in_for_xdist(config)
+        return self._follow_controller(config)
+
+    def _follow_controller(self, config: pytest.Config) -> int | None:
+        """Lets the controller's plugins do first what they do before there are workers.
+
+        If they have changed variables, a template that has had them from the beginning takes the place of this one: the
+        result is the exit code with which it ends.
+        """
+        if self.worker_id is not None or not self.init.get("await_workerinput") or self.init.get("elsewhere"):
+            return None
+        if not has_foreign_plugins(config):
+            return None
+        changed = self.receive_nodes().get("environ", {})
+        if self.init["again_started"]:
+            return None
+        if any(os.environ.get(name) != value for name, value in changed.items()):
+            self.replace = True
+            return 0
+        return None
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -264,7 +287,7 @@ class WorkerPlugin:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         if self.worker_id is None:
             template = Template(self)
-            if template.spawn_reason and self.init.get("forked"):
+            if template.spawn_reason and self.init.get("forked") and self.init["collect"] == "serial":
                 # Freshly started workers and this process, which has the controller's hash seed, would differ.
                 self.replace = True
                 return True

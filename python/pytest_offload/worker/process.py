@@ -52,12 +52,13 @@ def kill_group(pgid: int) -> None:
         os.killpg(pgid, signal.SIGKILL)
 
 
-def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool) -> None:
-    """Everything in which a worker's process differs from the template's."""
+def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool, again: bool = False) -> None:
+    """Everything in which a worker's process differs from the template's. `again`: this process was that one."""
     config = plugin.session.config
     if forked:
-        lead_group(plugin.init)
         leave_files_to_parent()
+    if forked or again:
+        lead_group(plugin.init)
         plugin.channel = Channel(plugin.channel.path)
         if plugin.xml is not None:
             plugin.xml._channel = plugin.channel

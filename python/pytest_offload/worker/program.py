@@ -13,6 +13,7 @@ import pytest
 
 from .channel import TEXT_LIMIT, Channel, Closed, say_hello, tagged
 from .identity import IdentityWatch
+from .keeper import keep
 from .plugin import WorkerPlugin
 from .process import lead_group, redirect_output
 from .template import open_sockets
@@ -59,8 +60,14 @@ def without_our_plugin(args: Sequence[str]) -> list[str]:
     return kept
 
 
+def _may_become_a_worker(init: Message) -> bool:
+    """Whether workers may have to be started fresh, on this machine and for a controller whose plugins look at them."""
+    return init["start_method"] != "fork" and not init.get("elsewhere") and not init.get("alone")
+
+
 def main(argv: list[str], forked: bool) -> int:
     socket_path, nonce = argv[:2]
+    started_again = os.environ.pop("OFFLOAD_TEMPLATE_AGAIN", None) is not None
     environ = dict(os.environ)
     channel = Channel(socket_path)
     name = "template"
@@ -78,6 +85,7 @@ def main(argv: list[str], forked: bool) -> int:
         if init["type"] != "init":
             raise ValueError("expected init, got {!r}".format(init["type"]))
         init["environ"] = environ
+        init["again_started"] = started_again
         init["forked"] = forked
         init["sockets"] = [name for _, name in open_sockets()]
         here = os.path.dirname(os.path.abspath(__file__))
@@ -103,10 +111,14 @@ def main(argv: list[str], forked: bool) -> int:
     errors = None
     if not init.get("inherit_output"):
         errors = redirect_output(os.path.dirname(socket_path), name)
+    keeper = None
+    if name == "template" and _may_become_a_worker(init):
+        keeper = keep(channel, nonce, init)
     watch = IdentityWatch()
     if name == "template":
         watch.start()
     plugin = WorkerPlugin(channel, nonce, init, watch)
+    plugin.keeper = keeper
     plugin.hear(early)
     try:
         code = int(pytest.main(list(init["args"]), plugins=[plugin]))

@@ -84,6 +84,23 @@ def testrun_uid(request: pytest.FixtureRequest) -> str:
     return os.environ["PYTEST_XDIST_TESTRUNUID"]
 
 
+# Packages with plugins that do nothing that a worker's process could notice before it is configured.
+KNOWN_PACKAGES = frozenset(
+    ("_pytest", "pytest", "pytest_offload", "offload_worker", "offload_fixtures", "xdist", "pytest_cov")
+)
+
+
+def has_foreign_plugins(config: pytest.Config) -> bool:
+    """Whether there are plugins or conftests that may do something before there are workers."""
+    for _, plugin in config.pluginmanager.list_name_plugin():
+        if plugin is None:
+            continue
+        module = plugin.__name__ if isinstance(plugin, types.ModuleType) else type(plugin).__module__
+        if module.partition(".")[0] not in KNOWN_PACKAGES and not module.startswith(__package__):
+            return True
+    return False
+
+
 def register_group_marker(config: pytest.Config) -> None:
     """Makes xdist's marker a known one where xdist is not installed."""
     if not any(line.startswith("xdist_group") for line in config.getini("markers")):

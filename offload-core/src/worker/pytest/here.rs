@@ -2,6 +2,7 @@
 //!
 //! One task owns the process and the socket on which it and its forks connect.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixListener as StdListener;
@@ -82,7 +83,7 @@ impl Here {
                 if options.script.as_os_str().is_empty() {
                     program::write(dir.path())?;
                 }
-                Template::start(&options, &dir, &nonce)?
+                Template::start(&options, &dir, &nonce, &BTreeMap::new())?
             }
         };
         let (roll, from_template) = Roll::new(Site::Here, nonce, dir.path().to_owned(), sink);
@@ -153,7 +154,7 @@ impl Here {
         // What it said last may still be there to be read.
         self.roll.hear_the_rest();
         if std::mem::take(&mut self.roll.replace) {
-            match Template::start(&self.options, &self.dir, self.roll.nonce()) {
+            match Template::start(&self.options, &self.dir, self.roll.nonce(), &self.roll.environ) {
                 Ok(process) => {
                     self.group = process.group();
                     self.process = process;

@@ -6,6 +6,7 @@
 //! connected belongs to whoever asked for it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -124,6 +125,8 @@ pub(super) enum Order {
         id: String,
         reply: Reply,
     },
+    /// Variables for a template that is started again.
+    Environ(BTreeMap<OsString, Option<OsString>>),
     Shutdown {
         now: bool,
     },
@@ -336,6 +339,14 @@ impl PytestHost {
                     let _ = template.orders.send(Order::Tell(line));
                 }
             }
+        }
+    }
+
+    /// Changes variables for a template of this machine that is started again; `None` removes one.
+    pub fn set_environ(&self, changed: BTreeMap<OsString, Option<OsString>>) {
+        if let Some(template) = self.state().templates.get(&HERE) {
+            // If nobody takes it there will be no other template.
+            let _ = template.orders.send(Order::Environ(changed));
         }
     }
 

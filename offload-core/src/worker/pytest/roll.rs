@@ -3,7 +3,8 @@
 //! The same for processes of this machine and for those elsewhere: they introduce themselves, the template is told what
 //! to do and says which worker has ended. How connections come about, and how the end of the template is noticed, differs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub(super) struct Roll {
     told: Vec<String>,
     /// Another template takes the place of this one when it has ended.
     pub replace: bool,
+    /// Variables that it gets, or does not get, besides those of this one.
+    pub environ: BTreeMap<OsString, Option<OsString>>,
     pub template: mpsc::UnboundedSender<FromTemplate>,
     /// Hears what the template has to say for others once discovery does not listen any more.
     sink: DiscoverySink,
@@ -83,6 +86,7 @@ impl Roll {
             link: None,
             told: Vec::new(),
             replace: false,
+            environ: BTreeMap::new(),
             template,
             sink,
             asked: HashMap::new(),
@@ -107,6 +111,7 @@ impl Roll {
             order = inbox.recv() => match order {
                 Some(Order::Tell(line)) => self.tell(line),
                 Some(Order::Fork { id, reply }) => self.fork(id, reply),
+                Some(Order::Environ(changed)) => self.environ.extend(changed),
                 Some(Order::Shutdown { now }) => return ControlFlow::Break(now),
                 None => return ControlFlow::Break(true),
             },

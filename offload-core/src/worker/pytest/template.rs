@@ -4,6 +4,8 @@
 //! it has loaded anything of the project's; that fork waits to be told where to connect, and is the template. It can
 //! turn out to be of no use, because workers have to be started fresh; then a fresh template takes its place.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
@@ -18,6 +20,9 @@ use super::options::PytestOptions;
 use super::program;
 use super::site::kill_group;
 
+/// Tells a template that it takes the place of another one, with what had changed by then.
+const STARTED_AGAIN: &str = "OFFLOAD_TEMPLATE_AGAIN";
+
 /// The template's process, a child of this one.
 #[derive(Debug)]
 pub(super) enum Template {
@@ -26,11 +31,25 @@ pub(super) enum Template {
 }
 
 impl Template {
-    /// Starts a fresh one, which connects to the socket in `dir` and says `nonce`.
-    pub fn start(options: &PytestOptions, dir: &RunDirectory, nonce: &str) -> io::Result<Self> {
+    /// Starts a fresh one, which connects to the socket in `dir` and says `nonce`. `environ`: variables that are set or removed.
+    pub fn start(
+        options: &PytestOptions,
+        dir: &RunDirectory,
+        nonce: &str,
+        environ: &BTreeMap<OsString, Option<OsString>>,
+    ) -> io::Result<Self> {
         let mut command = Command::new(&options.python);
         if let Some(environment) = &options.environment {
             command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
+        }
+        for (name, value) in environ {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if !environ.is_empty() {
+            command.env(STARTED_AGAIN, "1");
         }
         let own = Some(options.script.clone()).filter(|script| !script.as_os_str().is_empty());
         command
