@@ -82,10 +82,16 @@ fn char_boundary(text: &str, offset: usize) -> usize {
     (0..=offset.min(text.len())).rev().find(|offset| text.is_char_boundary(*offset)).unwrap_or(0)
 }
 
+/// At most so many problems are shown.
+const MOST: usize = 50;
+
 /// All problems as one text, those of the file in the order of the file.
 pub(super) fn error(mut problems: Vec<Problem>, path: &str, text: &str) -> ConfigError {
     problems.sort_by_key(Problem::order);
-    let texts: Vec<String> = problems.iter().map(|problem| problem.render(path, text)).collect();
+    let mut texts: Vec<String> = problems.iter().take(MOST).map(|problem| problem.render(path, text)).collect();
+    if let Some(more) = problems.len().checked_sub(MOST).filter(|more| *more > 0) {
+        texts.push(format!("error: there are {more} more problems of this file, environment and command line"));
+    }
     ConfigError(texts.join("\n\n"))
 }
 

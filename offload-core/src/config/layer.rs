@@ -3,7 +3,7 @@
 //! Each layer is read into [`Assignment`]s, checked against the schema. All problems of all layers are gathered; nothing
 //! here decides which assignment wins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
@@ -42,6 +42,8 @@ pub(super) struct Assignment {
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     pub(super) assignments: Vec<Assignment>,
+    /// Where in it a key is set, for a group or for all.
+    places: HashMap<(&'static str, Option<String>), Vec<usize>>,
     /// Names of groups in the order of the file.
     pub(super) groups: Vec<String>,
     /// Where the sections of the file are.
@@ -68,7 +70,17 @@ impl Layers {
             Some(raw) if schema::rows(key.name).any(|row| row.kind != key.kind) => (None, Some(raw)),
             raw => (raw.and_then(|raw| check(name, key.kind, &raw, &mut self.problems)), None),
         };
+        self.places.entry((key.name, group.clone())).or_default().push(self.assignments.len());
         self.assignments.push(Assignment { key, group, value, raw, place: written, rank });
+    }
+
+    /// What sets a key for a group, or for all of them, lowest first.
+    pub(super) fn of(&self, key: &Key, group: Option<&str>) -> impl Iterator<Item = &Assignment> {
+        let at = |group: Option<&str>| self.places.get(&(key.name, group.map(str::to_owned)));
+        let own = group.and_then(|group| at(Some(group)));
+        let mut places: Vec<usize> = at(None).into_iter().chain(own).flatten().copied().collect();
+        places.sort_unstable();
+        places.into_iter().map(|place| &self.assignments[place])
     }
 
     /// Checks what had to wait until the types of the sections are known.
@@ -215,9 +227,7 @@ impl Layers {
             self.problems.push(unknown_key(section, leaf, span, shown));
             return;
         };
-        let earlier =
-            |set: &Assignment| set.rank == Rank::File && set.key.name == key.name && set.group.as_deref() == group;
-        if self.assignments.iter().any(earlier) {
+        if self.of(key, group).any(|set| set.rank == Rank::File && set.group.as_deref() == group) {
             let title = format!("`{}` is set twice", key.name);
             self.problems.push(Problem::new(title, Where::Span(span), "and already has a value above"));
             return;

@@ -143,7 +143,8 @@ pub fn resolve(
     layers.add_env(&env);
     layers.add_overrides(overrides);
 
-    let resolver = Resolver { path: &path, text: &text, layers };
+    let line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+    let resolver = Resolver { path: &path, line_ends, layers };
     let (config, origins) =
         resolver.run().map_err(|problems| diagnostic::error(problems, &path, &conceal(&text, &marked)))?;
     Ok(Resolved { config, origins, base_dir: source.map_or_else(|| PathBuf::from("."), ConfigSource::base_dir) })
@@ -200,7 +201,8 @@ fn line_of(text: &str, offset: usize) -> usize {
 
 struct Resolver<'a> {
     path: &'a str,
-    text: &'a str,
+    /// Where lines of the file end.
+    line_ends: Vec<usize>,
     layers: Layers,
 }
 
@@ -286,11 +288,7 @@ impl Resolver<'_> {
     }
 
     fn assignments(&self, key: &Key, group: Option<&str>) -> impl Iterator<Item = &Assignment> {
-        let name = key.name;
-        self.layers
-            .assignments
-            .iter()
-            .filter(move |set| set.key.name == name && (set.group.is_none() || set.group.as_deref() == group))
+        self.layers.of(key, group)
     }
 
     /// The value that wins: the highest layer's. Tables are merged, and directories to copy add up.
@@ -372,7 +370,9 @@ impl Resolver<'_> {
     fn origin(&self, place: &Place) -> String {
         match place {
             Place::Default => DEFAULT_ORIGIN.to_owned(),
-            Place::File(span) => format!("{}:{}", self.path, line_of(self.text, span.start)),
+            Place::File(span) => {
+                format!("{}:{}", self.path, (1 + self.line_ends.partition_point(|end| *end < span.start)))
+            }
             Place::Env { name, .. } | Place::Option { name, .. } => name.clone(),
         }
     }

@@ -517,3 +517,17 @@ type = "cargo"
       | ^^^^^^^^ expected `hosts` in `[provider]`
     "#);
 }
+
+#[test]
+fn a_file_of_any_size_is_read_and_its_problems_are_counted() {
+    let groups: String = (0..20_000).map(|n| format!("[groups.g{n}]\nretry_count = 1\n")).collect();
+    assert_eq!(Case::file(&format!("{MINIMAL}{groups}")).config().groups.len(), 20_000);
+    let keys: String = (0..20_000).map(|n| format!("unknown_{n} = 1\n")).collect();
+    let error = Case::file(&format!("{MINIMAL}[offload]\n{keys}")).error();
+    assert_eq!(error.matches("unknown key").count(), 50);
+    assert!(
+        error.ends_with("there are 19950 more problems of this file, environment and command line"),
+        "{}",
+        error.len()
+    );
+}
