@@ -2,7 +2,7 @@
 //!
 //! Tests print what they are given, tools echo their environment when they fail, and an error shows the end of an output.
 //! So what is secret is looked for in all text that leaves a run, in the forms that it takes there: as it is, line by
-//! line, and as JSON, XML, Python and shells write it. What is shorter than four characters is no secret that could be kept: it would be
+//! line, and as JSON, XML, Python, Rust, URLs, base64 and shells write it. What is shorter than four characters is no secret that could be kept: it would be
 //! found everywhere.
 //!
 //! This module knows values and texts. Which values are secret is the [configuration](crate::config)'s to say, and the
@@ -14,12 +14,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
 /// What stands in the place of a secret.
 pub const MASK: &str = "***";
 
 /// The least number of characters that are looked for.
 const SHORTEST: usize = 4;
+
+/// What is longer is looked for in the usual forms only.
+const LONGEST_IN_ALL_FORMS: usize = 4096;
 
 /// What says that a text was cut: what follows it may be the end of a secret, and what precedes it the beginning of one.
 const CUTS: [&str; 4] = ["\n[... ", " bytes dropped ...]\n", "...", "…"];
@@ -214,12 +219,77 @@ fn spellings(value: &str) -> BTreeSet<String> {
     let shell = value.replace('\'', "'\\''");
     let mut all = BTreeSet::from([value.to_owned(), quoted_xml.replace('\'', "&apos;"), xml, quoted_xml]);
     all.extend([repr, quoted_repr, shell]);
+    if value.len() <= LONGEST_IN_ALL_FORMS {
+        all.extend(python_escapes(value));
+        all.extend(encodings(value));
+    }
     // Python writes JSON in ASCII.
     for _ in 0..2 {
         let more: Vec<String> = all.iter().flat_map(|text| [json(text), ascii(&json(text))]).collect();
         all.extend(more);
     }
     all
+}
+
+/// As Python writes a string in ASCII (`ascii()`, ids of pytest's), and as it shows the bytes of one.
+fn python_escapes(value: &str) -> Vec<String> {
+    let plain = |c: char| match c {
+        '\\' => Some("\\\\".to_owned()),
+        '\n' => Some("\\n".to_owned()),
+        '\r' => Some("\\r".to_owned()),
+        '\t' => Some("\\t".to_owned()),
+        ' '..='~' => Some(c.to_string()),
+        _ => None,
+    };
+    let ascii: String = value
+        .chars()
+        .map(|c| {
+            plain(c).unwrap_or_else(|| match u32::from(c) {
+                code @ 0..=0xff => format!("\\x{code:02x}"),
+                code @ 0x100..=0xffff => format!("\\u{code:04x}"),
+                code => format!("\\U{code:08x}"),
+            })
+        })
+        .collect();
+    let bytes: String = value
+        .bytes()
+        .map(|byte| {
+            Some(byte).filter(u8::is_ascii).and_then(|byte| plain(byte.into())).unwrap_or(format!("\\x{byte:02x}"))
+        })
+        .collect();
+    let quoted = [ascii.replace('\'', "\\'"), bytes.replace('\'', "\\'")];
+    quoted.into_iter().chain([ascii, bytes]).collect()
+}
+
+/// As it stands in a URL, in base64, in a word of a shell, in Rust, and as an attribute of XML with its lines.
+fn encodings(value: &str) -> Vec<String> {
+    let percent = |kept: &str, space: &str, lower: bool| -> String {
+        let escape = |byte: u8| match byte {
+            b' ' => space.to_owned(),
+            byte if byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte) => char::from(byte).to_string(),
+            byte if lower => format!("%{byte:02x}"),
+            byte => format!("%{byte:02X}"),
+        };
+        value.bytes().map(escape).collect()
+    };
+    let mut forms = Vec::new();
+    for kept in ["-_.~", "-_.~/", "-_.!~*'()", "-_.!~*'();/?:@&=+$,#"] {
+        for space in ["%20", "+"] {
+            forms.extend([percent(kept, space, false), percent(kept, space, true)]);
+        }
+    }
+    let base64 = [STANDARD.encode(value), URL_SAFE.encode(value)];
+    forms.extend(base64.iter().map(|text| text.trim_end_matches('=').to_owned()));
+    // `printf %q`.
+    let special = |c: char| c.is_ascii() && !c.is_ascii_alphanumeric() && !"-_./:=@%+,^~".contains(c);
+    forms.push(value.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect());
+    let rust = format!("{value:?}");
+    forms.push(rust[1..rust.len() - 1].to_owned());
+    let xml = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    forms.push(xml.replace('\n', "&#10;").replace('\r', "&#13;").replace('\t', "&#9;"));
+    forms.push(xml.replace('\'', "&apos;").replace('\n', "&#10;").replace('\r', "&#13;").replace('\t', "&#9;"));
+    forms.retain(|form| form.chars().count() >= SHORTEST);
+    forms
 }
 
 /// A text that comes in pieces. What may be the beginning of a secret is held back until more of it has come.
@@ -269,6 +339,42 @@ mod tests {
         ] {
             let masked = masked(&[value], &text);
             assert!(!masked.contains("w0rd") && masked.contains(MASK), "{text}: {masked}");
+        }
+    }
+
+    /// Each line is what another program makes of the value; the first three are Python's `ascii`, `repr` of its bytes and
+    /// `json.dumps`.
+    #[test]
+    fn secrets_beyond_ascii_are_masked_as_other_programs_write_them() {
+        let value = "pä€😀 'w0rd/&x";
+        for text in [
+            r#""p\xe4\u20ac\U0001f600 'w0rd/&x""#,
+            r#"b"p\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80 'w0rd/&x""#,
+            r#""p\u00e4\u20ac\ud83d\ude00 'w0rd/&x""#,
+            "https://host/?q=p%C3%A4%E2%82%AC%F0%9F%98%80%20%27w0rd%2F%26x",
+            "https://host/?q=p%C3%A4%E2%82%AC%F0%9F%98%80+%27w0rd%2F%26x",
+            "https://host/p%c3%a4%e2%82%ac%f0%9f%98%80%20%27w0rd/%26x",
+            "cMOk4oKs8J+YgCAndzByZC8meA==",
+            "cMOk4oKs8J-YgCAndzByZC8meA==",
+            r"pä€😀\ \'w0rd/\&x",
+            r#"{"text": "test_a[p\\xe4\\u20ac\\U0001f600 'w0rd/&x]"}"#,
+            "<a b=\"pä€😀 &apos;w0rd/&amp;x\"/>",
+        ] {
+            let masked = masked(&[value], text);
+            assert!(masked.contains(MASK), "{text}: {masked}");
+            assert!(!masked.contains("w0rd") && !masked.contains("cMOk"), "{text}: {masked}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_secret_is_found_in_what_is_made_of_it(value in "[a-zä€😀 '\"\\\\&<>/\\n\\t]{4,20}") {
+            let secrets = Secrets::new([value.as_str()]);
+            for form in spellings(&value).into_iter().filter(|form| form.chars().count() >= SHORTEST) {
+                let masked = secrets.mask(&form).into_owned();
+                prop_assert!(masked.contains(MASK) || value.trim().chars().count() < SHORTEST, "{:?}: {:?}", form, masked);
+                prop_assert!(!masked.contains(&form) || masked.len() < SHORTEST, "{:?}", masked);
+            }
         }
     }
 
