@@ -80,3 +80,31 @@ def test_scarce_descriptors_mean_fewer_workers_and_no_hang(run: Runner) -> None:
             # Too little for anything; but then it says so.
             assert "Too many open files" in text, text
     assert passed, text
+
+
+@pytest.mark.parametrize("isolation", ["worker", "test"])
+@pytest.mark.parametrize("start", START)
+def test_what_a_test_had_written_is_shown_when_it_does_not_end(run: Runner, start: str, isolation: str) -> None:
+    run.write(
+        test_a="""
+import os, sys, time
+def test_before(): print("written by another")
+def test_dies():
+    print("on standard output")
+    print("on standard error", file=sys.stderr)
+    os.system("echo by a child")
+    os.kill(os.getpid(), 11)
+def test_hangs():
+    print("before it hangs")
+    time.sleep(600)
+"""
+    )
+    outcome = run.offload("--offload-timeout=2", start, f"--offload-isolation={isolation}")
+    assert outcome.counts == {"failed": 2, "passed": 1}, outcome.text
+    for text in ("on standard output", "on standard error", "by a child", "before it hangs"):
+        assert text in outcome.text.replace(f'print("{text}', ""), outcome.text
+    assert "Captured stdout call" in outcome.text
+    assert "written by another" not in outcome.text
+    assert "TIMEOUT test_a.py::test_hangs" in outcome.text
+    assert "CRASHED test_a.py::test_dies" in outcome.text
+    assert " in test_dies" in outcome.text

@@ -84,7 +84,8 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool, again: boo
         reporter._tw._file.close()
         reporter._tw._file = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - as above
     if capture is not None:
-        capture.start_global_capturing()
+        with capturing_into(directory, worker_id):
+            capture.start_global_capturing()
         capture.suspend_global_capture(in_=False)
         if "stderr" in hello:
             pass_uncaptured_on(plugin, capture, hello["stderr"])
@@ -164,6 +165,27 @@ def redirect_output(directory: str, name: str) -> str:
     os.dup2(fd, 2)
     os.close(fd)
     return path
+
+
+@contextlib.contextmanager
+def capturing_into(directory: str, name: str) -> Iterator[None]:
+    """Has pytest capture output in files with names, so that what a test has written is there when its process dies."""
+    from _pytest import capture
+
+    if not hasattr(capture, "TemporaryFile"):  # pragma: no cover - every supported pytest has it
+        yield
+        return
+    kinds = iter(("out", "err"))
+
+    def file(*_: object, **__: object) -> Any:
+        path = os.path.join(directory, f"{name}.{next(kinds)}")
+        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b", buffering=0)
+
+    original, capture.TemporaryFile = capture.TemporaryFile, file
+    try:
+        yield
+    finally:
+        capture.TemporaryFile = original
 
 
 def pass_uncaptured_on(plugin: WorkerPlugin, capture: Any, path: str) -> None:

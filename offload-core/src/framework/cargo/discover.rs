@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cargo_metadata::{Artifact, Message, Metadata, Package, PackageId, Target, TargetKind};
 use tokio::sync::Semaphore;
@@ -32,6 +32,9 @@ use crate::worker::{Harness, Unit};
 
 /// The most test binaries that are listed at once, doctests that are looked for at once. Never more than tests run.
 const LISTED_AT_ONCE: usize = 4;
+
+/// When users are told that a binary is waited for.
+const LISTED_SOON: Duration = Duration::from_secs(10);
 
 /// Runs one discovery. `note_root` hears where the workspace is before the first test is found, `note_built` what was
 /// built when the build has ended.
@@ -458,16 +461,32 @@ impl Discovery<'_> {
         let permits = self.permits.clone();
         let only_ignored = self.options.run_ignored == RunIgnored::Only;
         let target = Some(artifact.target);
+        let sink = self.sink.clone();
         self.listings.spawn(async move {
             // The semaphore is never closed; without a permit the listing would only be less orderly.
             let _permit = permits.acquire().await;
             let opaque = custom && remembered.unwrap_or_else(|| !list::may_list(&executable));
-            let outcome = if opaque {
-                ListOutcome::Probed(None)
-            } else if custom {
-                list::probe(&unit, only_ignored).await.map_or_else(ListOutcome::Failed, ListOutcome::Probed)
-            } else {
-                list::list(&unit).await.map_or_else(ListOutcome::Failed, ListOutcome::Tests)
+            let outcome = {
+                let listing = async {
+                    if opaque {
+                        ListOutcome::Probed(None)
+                    } else if custom {
+                        list::probe(&unit, only_ignored).await.map_or_else(ListOutcome::Failed, ListOutcome::Probed)
+                    } else {
+                        list::list(&unit).await.map_or_else(ListOutcome::Failed, ListOutcome::Tests)
+                    }
+                };
+                tokio::pin!(listing);
+                match tokio::time::timeout(LISTED_SOON, &mut listing).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        let (file, secs) = (executable.display(), LISTED_SOON.as_secs());
+                        sink.send(Discovered::Warning(format!(
+                            "Waiting for {file} for {secs} s: it was asked for a list of its tests."
+                        )));
+                        listing.await
+                    }
+                }
             };
             Listing { package, target, unit, file: executable, outcome }
         });

@@ -145,7 +145,7 @@ impl Link {
                 return Ok(None);
             }
             match &mut self.stream {
-                Stream::Socket { socket, buffer, .. } => match read(socket, buffer, &mut self.decoder) {
+                Stream::Socket { socket, buffer, .. } => match read_now(socket, buffer, &mut self.decoder) {
                     Read::Something => {}
                     Read::Nothing => return Ok(None),
                     Read::End => self.ended = true,
@@ -182,6 +182,22 @@ enum Read {
     Something,
     Nothing,
     End,
+}
+
+/// Reads what is there. The runtime may not have noticed that there is something.
+fn read_now(socket: &UnixStream, buffer: &mut [u8], decoder: &mut Decoder) -> Read {
+    loop {
+        return match rustix::io::read(socket, &mut *buffer) {
+            Ok(0) => Read::End,
+            Ok(bytes) => {
+                decoder.push(&buffer[..bytes]);
+                Read::Something
+            }
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(rustix::io::Errno::AGAIN) => Read::Nothing,
+            Err(_) => Read::End,
+        };
+    }
 }
 
 fn read(socket: &UnixStream, buffer: &mut [u8], decoder: &mut Decoder) -> Read {

@@ -13,7 +13,7 @@ use super::super::message::{Exit, Incoming};
 use super::super::patience::WORTH_SAYING;
 use super::super::roll::worker_down;
 use super::{Between, Process, Running, Said, Serving, stacks};
-use crate::framework::{TestOutcome, TestResult};
+use crate::framework::{Captured, TestOutcome, TestResult};
 use crate::worker::libtest::timeout_message;
 use crate::worker::{Message, TestKey};
 
@@ -21,6 +21,8 @@ use crate::worker::{Message, TestKey};
 const BYE_PATIENCE: Duration = Duration::from_secs(10);
 /// For how long something that has arrived may not have been noticed.
 const LAST_LOOK: Duration = Duration::from_millis(20);
+/// How many lines of what a test had written a report shows.
+const CAPTURED_LINES: usize = 1000;
 /// How many lines of stacks a report shows.
 const DUMP_LINES: usize = 500;
 
@@ -176,8 +178,11 @@ impl Serving {
         self.give_up_at = None;
         if let Some(Running { item, since, .. }) = self.running.take() {
             let message = format!("the worker {} ended while it ran this test: {how}", worker.id);
+            let (stdout, stderr) = captured(&worker).await;
             let result = TestResult {
                 details: words,
+                stdout,
+                stderr,
                 ..TestResult::new(TestOutcome::Crashed, since.elapsed()).with_message(message)
             };
             self.say(Message::Finished { key: item.key, result: Box::new(result) });
@@ -247,8 +252,14 @@ impl Serving {
         let late = |running: &mut Running| running.since.checked_add(running.item.timeout).is_some_and(|at| at <= now);
         let Some(Running { item, since, process }) = self.running.take_if(late) else { return true };
         let stacks = self.stacks(process).await;
+        let (stdout, stderr) = match &self.process {
+            Process::Up(worker) => captured(worker).await,
+            _ => <(Captured, Captured)>::default(),
+        };
         let result = TestResult {
             details: stacks,
+            stdout,
+            stderr,
             ..TestResult::new(TestOutcome::TimedOut, since.elapsed()).with_message(timeout_message(item.timeout))
         };
         self.stop("a test ran out of time");
@@ -321,6 +332,16 @@ impl Serving {
             (self.say)(Said::Native(None, worker_down(&worker.id, None, Some(&error))));
         }
     }
+}
+
+/// What a test had written that did not end: pytest keeps it in files of the worker's.
+async fn captured(worker: &WorkerProcess) -> (Captured, Captured) {
+    let Some(dump) = worker.dump.as_deref() else { return <(Captured, Captured)>::default() };
+    let read = async |kind: &str| {
+        let (text, _) = worker.site.tail(&dump.with_extension(kind), 0, CAPTURED_LINES).await;
+        Captured::from(text)
+    };
+    (read("out").await, read("err").await)
 }
 
 /// What a dead process left: stacks that its fault handler wrote, and what it wrote outside of tests; of both what is
