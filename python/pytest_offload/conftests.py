@@ -45,3 +45,16 @@ def _missing(failure: ConftestImportFailure) -> str | None:
     known: Any = failure
     cause = known.cause if hasattr(known, "cause") else known.excinfo[1]
     return str(cause) if isinstance(cause, ModuleNotFoundError) else None
+
+
+def are_likely(config: pytest.Config) -> bool:
+    """Whether pytest will find a conftest when it starts: where it looks for those that it loads at once."""
+    here, root = Path(config.invocation_params.dir), config.rootpath
+    named = [here / str(arg).split("::", 1)[0] for arg in config.invocation_params.args if not str(arg).startswith("-")]
+    named += [root / path for path in config.getini("testpaths")]
+    places = {root, here}
+    for path in named:
+        places.add(path)
+        places.update(parent for parent in path.parents if parent.is_relative_to(root))
+    # Of those, directories that begin like this are looked into, too.
+    return any((place / "conftest.py").exists() or any(place.glob("test*/conftest.py")) for place in places)

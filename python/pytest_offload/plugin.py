@@ -20,7 +20,7 @@ import pytest
 
 from . import conftests, coverage, early, options, xdist
 from .options import Settings
-from .worker.standins import register_group_marker, stand_in_for_xdist
+from .worker.standins import has_foreign_plugins, register_group_marker, stand_in_for_xdist
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -121,6 +121,7 @@ def session_options(config: pytest.Config, settings: Settings, run_uid: str) -> 
     # Workers that are started fresh have to collect in the order of the first process, also what comes out of sets.
     hash_seed = {} if "PYTHONHASHSEED" in os.environ else {"PYTHONHASHSEED": str(random.SystemRandom().getrandbits(32))}
     extra = {"inherit_output": inherit_output, "await_workerinput": True, "hide": list(hash_seed)}
+    extra["bare"] = not (has_foreign_plugins(config) or conftests.are_likely(config))
     if settings.provider == "local":
         extra["sys_path"] = list(sys.path)
     else:

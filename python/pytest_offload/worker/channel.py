@@ -8,6 +8,8 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any, Callable
 
+from .ending import own_descriptors
+
 if TYPE_CHECKING:
     Message = dict[str, Any]
 
@@ -52,6 +54,7 @@ class Channel:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connect(self._socket, path)
+        own_descriptors.add(self._socket.fileno())
         # A test may close or replace the low descriptors.
         self._received = bytearray()
         self._unsent: list[str] = []
@@ -121,7 +124,9 @@ class Channel:
 
     def close(self) -> None:
         """Closes this process's copy only; a parent or child keeps its own."""
-        os.close(self._socket.detach())
+        descriptor = self._socket.detach()
+        own_descriptors.discard(descriptor)
+        os.close(descriptor)
 
 
 def connect(stream: socket.socket, path: str) -> None:

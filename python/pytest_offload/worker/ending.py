@@ -21,6 +21,14 @@ from typing import Any, NoReturn
 
 from . import frozen
 
+# What belongs to this package's own ways of talking: to it nothing is left to be written.
+own_descriptors: set[int] = set()
+own_sockets: set[str] = set()
+own_directories: set[str] = set()
+# Standard input, output and error are looked after anyway.
+FIRST_DESCRIPTOR = 3
+HARMLESS = ("/dev/null", "anon_inode:", "/proc/")
+
 # Registered functions that remove what a fork shares with its parent.
 _REMOVERS = (shutil.rmtree, os.remove, os.unlink, os.rmdir, os.removedirs)
 
@@ -48,6 +56,8 @@ def flush_files() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    if not _may_have_unwritten():
+        return
     # The text layer writes into the binary one, which comes to the file.
     buffered: list[Any] = []
     for value in frozen.objects():
@@ -58,6 +68,44 @@ def flush_files() -> None:
             buffered.append(value)
     for value in buffered:
         _flush(value)
+
+
+def note_inherited() -> None:
+    """Takes note of pipes and sockets that whoever started the run has left open: nothing here writes to them."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{name}").startswith(("pipe:", "socket:")):
+                    own_descriptors.add(int(name))
+
+
+def _may_have_unwritten() -> bool:
+    """Whether a descriptor is open to which something of the project's may still have to be written.
+
+    To look through all objects for files takes ten milliseconds, and most projects have none open at their ends.
+    """
+    try:
+        descriptors = os.listdir("/proc/self/fd")
+    except OSError:
+        return True
+    for name in descriptors:
+        if int(name) < FIRST_DESCRIPTOR or int(name) in own_descriptors:
+            continue
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith(HARMLESS) or target in own_sockets or os.path.dirname(target) in own_directories:
+                continue
+            if target.endswith(" (deleted)"):
+                # Nobody can read what would be written there.
+                continue
+            with open(f"/proc/self/fdinfo/{name}", encoding="ascii") as info:
+                flags = next(int(line.split()[1], 8) for line in info if line.startswith("flags:"))
+        except OSError:
+            # That of the listing itself.
+            continue
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            return True
+    return False
 
 
 def _flush(file: Any) -> None:

@@ -14,6 +14,7 @@ import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .channel import Channel, Closed
+from .ending import own_descriptors
 from .template import Starter
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def keep(channel: Channel, nonce: str, init: Message) -> Keeper:
     child = os.fork()
     if child == 0:
         os.close(reader)
+        own_descriptors.add(writer)
         return Keeper(writer)
     os.close(writer)
     _wait(channel, nonce, init, child, reader)

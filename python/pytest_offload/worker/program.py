@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .channel import TEXT_LIMIT, Channel, Closed, say_hello, tagged
+from .ending import note_inherited, own_directories, own_sockets
 from .identity import IdentityWatch
 from .keeper import keep
 from .plugin import WorkerPlugin
@@ -62,13 +63,17 @@ def without_our_plugin(args: Sequence[str]) -> list[str]:
 
 def _may_become_a_worker(init: Message) -> bool:
     """Whether workers may have to be started fresh, on this machine and for a controller whose plugins look at them."""
-    return init["start_method"] != "fork" and not init.get("elsewhere") and not init.get("alone")
+    if init.get("elsewhere") or init.get("alone") or init.get("bare"):
+        return False
+    return bool(init["start_method"] != "fork")
 
 
 def main(argv: list[str], forked: bool) -> int:
     socket_path, nonce = argv[:2]
     started_again = os.environ.pop("OFFLOAD_TEMPLATE_AGAIN", None) is not None
     environ = dict(os.environ)
+    own_directories.add(os.path.dirname(socket_path))
+    note_inherited()
     channel = Channel(socket_path)
     name = "template"
     early: list[Message] = []
@@ -88,6 +93,7 @@ def main(argv: list[str], forked: bool) -> int:
         init["again_started"] = started_again
         init["forked"] = forked
         init["sockets"] = [name for _, name in open_sockets()]
+        own_sockets.update(init["sockets"])
         here = os.path.dirname(os.path.abspath(__file__))
         init["command"] = [sys.executable, "-u", os.path.join(here, "__main__.py")]
     for variable in init.get("hide", ()):
