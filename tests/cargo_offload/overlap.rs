@@ -261,3 +261,20 @@ fn main() {
     command.env("MARKER", dir.path().join("marker"));
     Run::new(command, ["--build-jobs", "2", "--timeout", "3"]).exits(0).says("1 test: 1 passed");
 }
+
+#[test]
+fn without_overlap_no_test_starts_before_the_build_has_ended() {
+    let files = [
+        ("Cargo.toml", &*crate::support::manifest("in_turn")),
+        ("src/lib.rs", "#[test] fn unit() {}\n"),
+        ("tests/a.rs", "#[test] fn a() {}\n"),
+        ("tests/b.rs", "#[test] fn b() {}\n"),
+    ];
+    let dir = crate::offload_run::project(&files);
+    let args = ["--overlap", "off", "--message-format", "json"];
+    let run = crate::support::Run::new(crate::support::cargo_offload(dir.path()), args).exits(0);
+    let place = |event: &str| run.stdout.lines().position(|line| line.contains(&format!("\"{event}\"")));
+    assert!(place("build_finished").unwrap() < place("test_started").unwrap(), "{}", run.stdout);
+    assert_eq!(run.stdout.matches("\"test_finished\"").count(), 3);
+    crate::support::Run::new(crate::support::cargo_offload(dir.path()), ["--overlap", "maybe"]).exits(3).says("maybe");
+}

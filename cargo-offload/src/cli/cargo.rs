@@ -63,6 +63,10 @@ pub struct CargoRunArgs {
     /// What tests share: a process per test, or one per batch of tests of a binary
     #[arg(long, value_name = "LEVEL", help_heading = "Run options")]
     pub isolation: Option<IsolationArg>,
+    /// Whether tests start while Cargo still builds what they do not use: on, off
+    #[arg(long, value_name = "WHETHER", value_parser = ["on", "off"], default_value = "on", help_heading = "Run options",
+          hide_short_help = true, hide_possible_values = true)]
+    pub overlap: String,
     /// What is written where.
     #[command(flatten)]
     pub report: ReportArgs,

@@ -21,7 +21,7 @@ const LIST_FORMAT: u32 = 1;
 pub fn cargo(common: &CommonArgs, args: &CargoListArgs) -> Outcome {
     let settings = super::run::cargo_settings(common, Overrides::default(), &args.selection)?;
     let look = super::run::BuildLook::new(common, &ReportArgs::default());
-    let framework = super::run::cargo_framework(&settings, &args.selection, look)?;
+    let framework = super::run::cargo_framework(&settings, &args.selection, look, true)?;
     let format = match args.message_format {
         MessageFormat::Human => ListFormat::Text,
         MessageFormat::Json => ListFormat::Json,

@@ -43,7 +43,8 @@ pub fn cargo(common: &CommonArgs, mut args: CargoRunArgs) -> Outcome {
         let _ = writeln!(std::io::stderr(), "note: {note}");
     }
     let settings = cargo_settings(common, Overrides::cargo(&args), &args.selection)?;
-    let framework = cargo_framework(&settings, &args.selection, BuildLook::new(common, &args.report))?;
+    let framework =
+        cargo_framework(&settings, &args.selection, BuildLook::new(common, &args.report), args.overlap != "off")?;
     let provider = provider(&settings.config, &ImageArgs::default())?;
     let selection = &args.selection;
     let filtered = !selection.filters.is_empty() || !selection.skip.is_empty() || !selection.harness_args.is_empty();
@@ -94,11 +95,13 @@ pub fn cargo_framework(
     settings: &Settings,
     selection: &SelectionArgs,
     look: BuildLook,
+    overlap: bool,
 ) -> anyhow::Result<CargoFramework> {
     let FrameworkConfig::Cargo(config) = &settings.config.framework else {
         anyhow::bail!("the configuration is not for Cargo");
     };
-    Ok(framework_of(config, cargo_options(settings, selection.to_options(), look)))
+    let options = CargoOptions { wait_for_build: !overlap, ..selection.to_options() };
+    Ok(framework_of(config, cargo_options(settings, options, look)))
 }
 
 /// The framework, which runs tests elsewhere by this very program.

@@ -437,7 +437,7 @@ impl Discovery<'_> {
         }
         if !artifact.profile.test {
             self.outputs.finish(&artifact);
-            if self.outputs.are_final() {
+            if self.outputs.are_final() && !self.options.wait_for_build {
                 self.release();
             }
             return Ok(());
@@ -548,7 +548,9 @@ impl Discovery<'_> {
             }
         };
         let mut tests = self.records(&package, target.as_ref(), unit, tests);
-        if self.building && !self.outputs.are_final() {
+        if self.building && self.options.wait_for_build {
+            self.held.append(&mut tests);
+        } else if self.building && !self.outputs.are_final() {
             let uses_programs = |target: &Target| target.is_test() || target.is_bench() || target.is_example();
             // With `build.build-dir` set, intermediate files have a directory of their own.
             let target_directory = &self.metadata.target_directory;

@@ -95,6 +95,8 @@ pub struct CargoOptions {
     pub groups: Vec<GroupConfig>,
     /// Further attempts for tests that no group gives any.
     pub retries: u32,
+    /// No test starts before the build has ended.
+    pub wait_for_build: bool,
     /// How many tests run at once on this machine. Informative: the gate serves any number.
     pub slots: usize,
     /// Tests run on other machines: without doctests, which need Rust, and with nothing of this process's environment.
