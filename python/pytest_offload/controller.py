@@ -547,6 +547,8 @@ class Controller:
                 self.nodes.down(*fields)
             elif kind == "data" and fields[1] == "coverage_file":
                 self._on_data(*fields)
+            elif kind in ("flaky", "worker_lost", "run_warning"):
+                getattr(self, f"_on_{kind}")(*fields)
 
     def _on_worker_lost(self, worker: str, reason: str, *_: object) -> None:
         self.lost.append((worker, reason))

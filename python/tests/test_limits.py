@@ -108,3 +108,15 @@ def test_hangs():
     assert "TIMEOUT test_a.py::test_hangs" in outcome.text
     assert "CRASHED test_a.py::test_dies" in outcome.text
     assert " in test_dies" in outcome.text
+
+
+@pytest.mark.parametrize("start", START)
+def test_a_crash_while_a_file_is_imported_shows_where(run: Runner, start: str) -> None:
+    run.write(
+        test_a="import faulthandler\ndef falls(): faulthandler._sigsegv()\nfalls()\ndef test_a(): pass",
+        test_b="def test_b(): pass",
+    )
+    outcome = run.offload(start, "--continue-on-collection-errors", "--offload-collect=parallel")
+    assert outcome.counts == {"passed": 1, "errors": 1}, outcome.text
+    assert "ended while it collected test_a.py: killed by signal 11 (SIGSEGV)" in outcome.text
+    assert 'test_a.py", line 3 in falls' in outcome.text

@@ -105,3 +105,21 @@ def test_two_workers_run_what_comes_before_the_failure(run: Runner) -> None:
     assert "test_a" in names, outcome.text
     assert "test_e" not in names, outcome.text
     assert outcome.counts == {"failed": 1, "passed": 2}
+
+
+def test_flaky_tests_are_named_when_a_run_stops_early(run: Runner) -> None:
+    run.workers = 1
+    run.write(
+        test_a="""
+import os
+def test_flaky():
+    if not os.path.exists("seen"):
+        open("seen", "w").close()
+        assert 0
+def test_fails(): assert 0
+def test_never(): pass
+"""
+    )
+    outcome = run.offload("-x", "--offload-retries=1")
+    assert outcome.exit_code == 1
+    assert "FLAKY test_a.py::test_flaky passed on a retry" in outcome.text, outcome.text

@@ -44,7 +44,7 @@ pub(crate) use link::LinkError;
 pub(crate) use message::{Collected, Incoming, Outgoing, UnitLine};
 pub use options::{Dist, Elsewhere, PytestOptions, phase_limit};
 pub(crate) use patience::{WORTH_SAYING, within};
-pub(crate) use serve::{PytestWorker, Said};
+pub(crate) use serve::{PytestWorker, Said, words_of};
 
 use super::TestKey;
 

@@ -11,6 +11,8 @@
 mod end;
 mod stacks;
 
+pub(crate) use end::words_of;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

@@ -20,6 +20,7 @@ use crate::framework::{
 };
 use crate::worker::pytest::{
     Collected, FromTemplate, Incoming, LinkError, Outgoing, PytestHost, UnitLine, WORTH_SAYING, WorkerProcess, within,
+    words_of,
 };
 
 /// How long after the end of its connection it takes at most to hear how a worker ended.
@@ -354,9 +355,10 @@ impl Collector {
                     }
                     Err(End::Sandbox(reason)) => reason,
                     Err(End::Worker(how)) => {
+                        let words = words_of(&worker).await;
                         worker.kill();
                         if let Some(file) = self.pending.pop_front() {
-                            self.blame(file, &id, &how);
+                            self.blame(file, &id, &how, words.as_deref());
                         }
                         self.requests = 0;
                         if self.pending.is_empty() && self.next_piece().is_empty() {
@@ -481,14 +483,17 @@ impl Collector {
     }
 
     /// A worker died while it collected a file: that is an error of the file.
-    fn blame(&self, file: usize, worker: &str, how: &str) {
+    fn blame(&self, file: usize, worker: &str, how: &str, words: Option<&str>) {
         let path = &self.units[file].path.0;
         // As pytest serialises its collection reports.
         let report = serde_json::json!({
             "$report_type": "CollectReport",
             "nodeid": path,
             "outcome": "failed",
-            "longrepr": format!("the worker {worker} ended while it collected {path}: {how}"),
+            "longrepr": format!(
+                "the worker {worker} ended while it collected {path}: {how}{}",
+                words.map_or_else(String::new, |words| format!("\n\n{words}")),
+            ),
             "result": null,
             "sections": [],
         });

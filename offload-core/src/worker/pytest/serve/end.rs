@@ -344,6 +344,11 @@ async fn captured(worker: &WorkerProcess) -> (Captured, Captured) {
     (read("out").await, read("err").await)
 }
 
+/// What a worker left that died before it ran any test.
+pub(crate) async fn words_of(worker: &WorkerProcess) -> Option<String> {
+    last_words(worker, (0, 0)).await.0
+}
+
 /// What a dead process left: stacks that its fault handler wrote, and what it wrote outside of tests; of both what is
 /// new since that much had been written, and how much has been now.
 async fn last_words(worker: &WorkerProcess, heard: (u64, u64)) -> (Option<String>, (u64, u64)) {
