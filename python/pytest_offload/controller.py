@@ -119,8 +119,8 @@ class Controller:
         self.nodes = Nodes(config, settings.workers, run_uid, environ)
         self.flaky: list[str] = []
         self.crashes: list[tuple[str, str, str, str]] = []
-        #: Whether events are being reported, and a Ctrl-C waits for that.
-        self._reporting = self._pending_interrupt = False
+        #: Whether a Ctrl-C waits until the events that have come are reported.
+        self._pending_interrupt = False
         #: The tests that run, with their workers, and those that ran when the run was interrupted.
         self._running: dict[int, tuple[str, str]] = {}
         self._interrupted: list[tuple[str, str]] = []
@@ -280,24 +280,20 @@ class Controller:
 
     def _on_interrupt(self, *_: object) -> None:
         """Ctrl-C. The events that have come are reported first, unless that takes so long that it comes again."""
-        if self._reporting and not self._pending_interrupt:
-            self._pending_interrupt = True
-            return
-        raise KeyboardInterrupt
+        if self._pending_interrupt:
+            raise KeyboardInterrupt
+        self._pending_interrupt = True
 
     # -- events
 
     def _on_events(self, batch: list[Event]) -> None:
-        self._batch = iter(batch)
-        self._reporting = True
-        try:
+        if batch:
+            self._batch = iter(batch)
             with self._written_at_once():
                 for kind, *fields in self._batch:
                     handler = getattr(self, f"_on_{kind}", None)
                     if handler is not None:
                         handler(*fields)
-        finally:
-            self._reporting = False
         if self._pending_interrupt:
             raise KeyboardInterrupt
 

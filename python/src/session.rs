@@ -96,7 +96,7 @@ impl Session {
         Ok(())
     }
 
-    /// Hands events over until the run is over, and returns the exit code that `offload` would have.
+    /// Hands events over until the run is over, every now and then an empty list, and returns the exit code that `offload` would have.
     ///
     /// An exception of the callback, or of a signal handler, ends the run and comes out of here once everything is
     /// cleaned up.
@@ -152,17 +152,16 @@ impl Session {
 
 impl Session {
     fn hand_over(&self, py: Python<'_>, events: Vec<crate::event::Event>, on_event: &Bound<'_, PyAny>) -> PyResult<()> {
-        if !events.is_empty() {
-            // A signal can come while this is done.
-            let list = match to_list(py, &events) {
-                Ok(list) => list,
-                Err(error) => {
-                    self.queue.put_back(events);
-                    return Err(error);
-                }
-            };
-            on_event.call1((list,))?;
-        }
+        // A signal can come while this is done.
+        let list = match to_list(py, &events) {
+            Ok(list) => list,
+            Err(error) => {
+                self.queue.put_back(events);
+                return Err(error);
+            }
+        };
+        // Also without events: the callback may have put off what a signal means.
+        on_event.call1((list,))?;
         py.check_signals()
     }
 

@@ -13,6 +13,9 @@ const CRASH: &str = "Fatal Python error:";
 /// Parts of the paths of what runs tests.
 const RUNNER: [&str; 5] = ["/_pytest/", "/pluggy/", "/pytest_offload/", "/pytest/__main__.py\"", "\"<frozen runpy>\""];
 
+/// The function of pytest that calls everything that can fail.
+const CALLER: &str = " in from_call";
+
 /// Leaves out the frames of pytest below those of the test, as pytest does. A stack that has no others stays whole.
 pub(super) fn without_pytest(text: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
@@ -26,8 +29,13 @@ pub(super) fn without_pytest(text: &str) -> String {
         }
         let end = lines[at..].iter().position(|line| !is_frame(line)).map_or(lines.len(), |length| at + length);
         let frames = &lines[at..end];
+        // Below this, nothing is the test's, however pytest was started.
+        let called = frames.iter().position(|frame| frame.contains("/_pytest/") && frame.ends_with(CALLER));
+        let frames = &frames[..called.unwrap_or(frames.len())];
         let shown = frames.iter().rposition(|frame| !RUNNER.iter().any(|part| frame.contains(part)));
-        kept.extend(&frames[..shown.map_or(frames.len(), |last| last + 1)]);
+        // A stack without anything of the test stays whole.
+        let shown = shown.map_or(&lines[at..end], |last| &frames[..=last]);
+        kept.extend(shown);
         at = end;
     }
     kept.join("\n").trim_end().to_owned()
@@ -73,6 +81,9 @@ mod tests {
         let text = "Thread 0x1:\n  File \"/p/a.py\", line 1 in helper\n  File \"/v/_pytest/raises.py\", line 1 in r\n  \
                     File \"/p/a.py\", line 2 in test\n  File \"/v/_pytest/python.py\", line 3 in call";
         assert!(without_pytest(text).ends_with("line 2 in test"));
+        let started = "Thread 0x1:\n  File \"/p/a.py\", line 1 in test\n  File \"/v/_pytest/python.py\", line 1 in x\n  \
+                       File \"/v/_pytest/runner.py\", line 3 in from_call\n  File \"/bin/pytest\", line 8 in <module>";
+        assert!(without_pytest(started).ends_with("line 1 in test"));
         let own = "Thread 0x1:\n  File \"/v/_pytest/main.py\", line 1 in main";
         assert_eq!(without_pytest(own), own);
     }
