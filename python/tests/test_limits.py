@@ -120,3 +120,13 @@ def test_a_crash_while_a_file_is_imported_shows_where(run: Runner, start: str) -
     assert outcome.counts == {"passed": 1, "errors": 1}, outcome.text
     assert "ended while it collected test_a.py: killed by signal 11 (SIGSEGV)" in outcome.text
     assert 'test_a.py", line 3 in falls' in outcome.text
+
+
+@pytest.mark.parametrize("start", START)
+def test_stacks_of_a_slow_test_reach_the_terminal(run: Runner, start: str) -> None:
+    (run.path / "pytest.ini").write_text("[pytest]\nfaulthandler_timeout = 0.2\n")
+    run.write(test_a="import time\ndef test_quick(): pass\ndef test_slow(): time.sleep(0.6)")
+    outcome = run.offload(start)
+    assert outcome.counts == {"passed": 2}, outcome.text
+    assert "Timeout (0:00:00.2" in outcome.text
+    assert " in test_slow" in outcome.text

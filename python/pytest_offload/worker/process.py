@@ -78,6 +78,8 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool, again: boo
     if not plugin.init.get("inherit_output"):
         hello["stderr"] = redirect_output(directory, worker_id)
     _serve_stacks(hello["dump"])
+    if "stderr" in hello:
+        redirect_fault_handler(config)
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if isinstance(reporter, QuietTerminal) and not config.getini("log_cli"):
         # What a plugin says before it ends the process belongs to what is shown of that.
@@ -186,6 +188,42 @@ def capturing_into(directory: str, name: str) -> Iterator[None]:
         yield
     finally:
         capture.TemporaryFile = original
+
+
+def redirect_fault_handler(config: pytest.Config) -> None:
+    """Has what pytest's `faulthandler_timeout` writes go where this process's standard error goes."""
+    from _pytest import faulthandler
+
+    stash: Any = config.stash
+    for name in ("fault_handler_stderr_fd_key", "fault_handler_stderr_key"):
+        target = stash.get(getattr(faulthandler, name, None), None)
+        if target is not None:
+            os.dup2(2, target if isinstance(target, int) else target.fileno())
+
+
+class Dumps:
+    """The stacks that pytest's `faulthandler_timeout` writes while tests run: they are for the terminal."""
+
+    def __init__(self, plugin: WorkerPlugin) -> None:
+        self._channel = plugin.channel
+        path = os.path.join(os.path.dirname(plugin.channel.path), f"{plugin.worker_id}.stderr")
+        self._fd = -1
+        config = plugin.session.config
+        if not config.pluginmanager.hasplugin("faulthandler"):
+            return
+        if float(config.getini("faulthandler_timeout") or 0.0) > 0 and os.path.exists(path):
+            self._fd = os.open(path, os.O_RDONLY)
+            self._known = os.fstat(self._fd).st_size
+
+    def pass_on(self) -> None:
+        """Sends what has been written since the last time."""
+        if self._fd < 0:
+            return
+        size = os.fstat(self._fd).st_size
+        if size > self._known:
+            text = os.pread(self._fd, min(size - self._known, TEXT_LIMIT), self._known).decode("utf-8", "replace")
+            self._known = size
+            self._channel.post("data", kind="output", payload=text)
 
 
 def pass_uncaptured_on(plugin: WorkerPlugin, capture: Any, path: str) -> None:

@@ -17,7 +17,7 @@ from .coverage import CoverageKeeper
 from .isolated import Isolated
 from .originals import monotonic
 from .outcome import PHASES, is_plain_pass, message_of, outcome_of, text_of
-from .process import outside_of_tests
+from .process import Dumps, outside_of_tests
 
 if TYPE_CHECKING:
     from .channel import Message
@@ -46,6 +46,7 @@ class Worker:
         self.ran: dict[nodes.Item, int] = {}
         self.isolated = Isolated(self) if self.plugin.init.get("isolation") == "test" else None
         self.coverage = CoverageKeeper(plugin)
+        self._dumps = Dumps(plugin)
 
     def run(self) -> None:
         while True:
@@ -159,6 +160,7 @@ class Worker:
         plugin.leave_if_forked()
         self.last = (key, item)
         passed = self._send_result(key)
+        self._dumps.pass_on()
         self.coverage.keep()
         if not passed and self.isolated is None:
             self._yield_after_failure()
