@@ -122,11 +122,13 @@ def test_a_crash_while_a_file_is_imported_shows_where(run: Runner, start: str) -
     assert 'test_a.py", line 3 in falls' in outcome.text
 
 
+@pytest.mark.parametrize("isolation", ["worker", "test"])
 @pytest.mark.parametrize("start", START)
-def test_stacks_of_a_slow_test_reach_the_terminal(run: Runner, start: str) -> None:
+def test_stacks_of_a_slow_test_reach_the_terminal(run: Runner, start: str, isolation: str) -> None:
     (run.path / "pytest.ini").write_text("[pytest]\nfaulthandler_timeout = 0.2\n")
-    run.write(test_a="import time\ndef test_quick(): pass\ndef test_slow(): time.sleep(0.6)")
-    outcome = run.offload(start)
-    assert outcome.counts == {"passed": 2}, outcome.text
-    assert "Timeout (0:00:00.2" in outcome.text
+    run.workers = 1
+    run.write(test_a="import time\ndef test_slow(): time.sleep(0.6)\ndef test_quick(): pass\ndef test_last(): pass")
+    outcome = run.offload(start, f"--offload-isolation={isolation}")
+    assert outcome.counts == {"passed": 3}, outcome.text
+    assert outcome.text.count("Timeout (0:00:00.2") == 1, outcome.text
     assert " in test_slow" in outcome.text

@@ -215,6 +215,11 @@ class Dumps:
             self._fd = os.open(path, os.O_RDONLY)
             self._known = os.fstat(self._fd).st_size
 
+    def forget(self) -> None:
+        """What has been written until now has been sent by another process."""
+        if self._fd >= 0:
+            self._known = os.fstat(self._fd).st_size
+
     def pass_on(self) -> None:
         """Sends what has been written since the last time."""
         if self._fd < 0:

@@ -123,7 +123,9 @@ class Worker:
         if item is None:
             return
         if self.isolated is not None:
-            if not self.isolated.run(key, item):
+            passed = self.isolated.run(key, item)
+            self._dumps.forget()
+            if not passed:
                 self._yield_after_failure()
             return
         # A copy of a test is no test's neighbour, but shares its parents: they are left standing.
