@@ -126,7 +126,7 @@ class Starter:
                 os.waitpid(pid, 0)
         if code != 0:
             # Whoever made the directory is not there to remove it.
-            shutil.rmtree(os.path.dirname(self.channel.path), ignore_errors=True)
+            remove_directory(os.path.dirname(self.channel.path))
 
 
 class Template(Starter):
@@ -320,6 +320,18 @@ class Template(Starter):
                 controller.finish()
         self.end_workers(code)
         end_process(code)
+
+
+def remove_directory(directory: str) -> None:
+    """Removes the run's directory, its lock last: should this be interrupted, the next run knows what is left."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != "lock":
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _lines(entry: str | Sequence[str]) -> Sequence[str]:

@@ -68,12 +68,35 @@ impl RunDirectory {
         let candidates = entries.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()));
         for directory in candidates.map(|entry| entry.path()).filter(|path| path != self.path()) {
             if is_abandoned(&directory)
-                && let Err(error) = std::fs::remove_dir_all(&directory)
+                && let Err(error) = remove(&directory)
             {
                 tracing::warn!(%error, directory = %directory.display(), "the directory of an ended run stays");
             }
         }
     }
+}
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        // What is left is tried again by the directory's own handle.
+        let _ = remove(self.dir.path());
+    }
+}
+
+/// Removes the directory of a run, its lock last: should this be interrupted, the next run knows what is left.
+fn remove(directory: &Path) -> io::Result<()> {
+    for entry in directory.read_dir()? {
+        let entry = entry?;
+        if entry.file_name() == LOCK {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    std::fs::remove_dir_all(directory)
 }
 
 /// What the lock of the run's directory `directory` holds.
@@ -115,11 +138,11 @@ mod tests {
 
     #[test]
     fn only_directories_without_a_run_are_removed() {
-        let (alive, abandoned) = (RunDirectory::new().unwrap(), RunDirectory::new().unwrap());
+        let alive = RunDirectory::new().unwrap();
         let foreign = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
-        let RunDirectory { dir, _lock: lock } = abandoned;
-        let path = dir.keep();
-        drop(lock);
+        // As a run leaves it that was killed.
+        let path = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap().keep();
+        std::fs::write(path.join(LOCK), mark(&path)).unwrap();
         RunDirectory::new().unwrap().remove_others();
         assert!(!path.exists());
         assert!(alive.path().exists());
@@ -142,5 +165,18 @@ mod tests {
         for directory in [empty, other, copied, link, fifo] {
             assert!(directory.path().exists(), "{}", directory.path().display());
         }
+    }
+
+    #[test]
+    fn the_lock_of_a_directory_goes_last() {
+        let dir = RunDirectory::new().unwrap();
+        let path = dir.path().to_owned();
+        std::fs::create_dir_all(path.join("a/b")).unwrap();
+        std::fs::write(path.join("z"), "").unwrap();
+        // As if nothing could be removed: there is no directory to read any more where a file is.
+        assert!(remove(&path.join("z")).is_err());
+        assert!(path.join(LOCK).exists());
+        drop(dir);
+        assert!(!path.exists());
     }
 }
