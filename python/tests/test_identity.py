@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from conftest import Runner
+from conftest import START, Runner
 
 #: What writes down that a test has really run. Slow enough for the other worker to help.
 LOG = """
@@ -96,6 +96,41 @@ LEAKS = {
         "def test_sees(value):\n import time; time.sleep(0.02)\n",
     ),
 }
+
+
+#: What tests of one file leave behind, and what another file sees of it when it is imported: nothing, in plain pytest.
+TRY = "try: import {0}; SEEN = 1\nexcept ImportError: SEEN = None"
+CAPTURED = {
+    "variable": ("import os; os.environ['MODE'] = 'other'", "import os; SEEN = os.environ.get('MODE')"),
+    "removed variable": ("import os; os.environ.pop('MODE', None)", "import os; SEEN = 'MODE' not in os.environ"),
+    "directory": ("import os; os.chdir('/')", "import os; SEEN = not os.path.exists('test_a.py')"),
+    "path": ("import sys; sys.path.insert(0, 'elsewhere')", TRY.format("hidden")),
+    "arguments": ("import sys; sys.argv[:] = ['other']", "import sys; SEEN = sys.argv == ['other']"),
+    "setting": ("import settings; settings.MODE = 'other'", "from settings import MODE; SEEN = MODE"),
+    "replaced module": ("import sys; sys.modules['settings'] = 1", "import settings; SEEN = settings == 1"),
+    "pretended module": ("import sys; sys.modules['pretended'] = 1", TRY.format("pretended")),
+}
+
+
+@pytest.mark.parametrize("start", START)
+@pytest.mark.parametrize("kind", CAPTURED)
+def test_a_file_that_is_collected_late_sees_nothing_of_what_tests_left(run: Runner, kind: str, start: str) -> None:
+    leaves, sees = CAPTURED[kind]
+    if kind == "removed variable":
+        run.monkeypatch.setenv("MODE", "some")
+    (run.path / "elsewhere").mkdir()
+    (run.path / "elsewhere/hidden.py").touch()
+    run.write(
+        settings="MODE = None",
+        conftest="import settings",
+        test_a="import time\n@pytest.mark.parametrize('n', range(8))\n"
+        f"def test_leaves(n):\n    time.sleep(0.01)\n    {leaves}\n",
+        test_b=f"{sees}\nimport os, time\nos.environ['TO_STAY'] = '1'\n"
+        "@pytest.mark.parametrize('n', range(40))\ndef test_sees(n):\n    time.sleep(0.02)\n"
+        "    assert not SEEN\n    assert os.environ['TO_STAY'] == '1'\n",
+    )
+    outcome = run.offload(start)
+    assert outcome.exit_code == 0, outcome.text
 
 
 @pytest.mark.parametrize("kind", LEAKS)

@@ -18,6 +18,7 @@ from .isolated import Isolated
 from .originals import monotonic
 from .outcome import PHASES, is_plain_pass, message_of, outcome_of, text_of
 from .process import Dumps, outside_of_tests
+from .world import World
 
 if TYPE_CHECKING:
     from .channel import Message
@@ -47,6 +48,8 @@ class Worker:
         self.isolated = Isolated(self) if self.plugin.init.get("isolation") == "test" else None
         self.coverage = CoverageKeeper(plugin)
         self._dumps = Dumps(plugin)
+        #: How things were before the first test, where files may be collected after it.
+        self.world: World | None = None
 
     def run(self) -> None:
         while True:
@@ -87,8 +90,10 @@ class Worker:
         """The test, or nothing where it is not certain that it is the one that will be reported."""
         plugin = self.plugin
         silent, plugin.silent = plugin.silent, True
+        late = self.world is not None and plugin.collection.units[test["unit"]].items is None
+        world = self.world.before_tests() if late and self.world is not None else contextlib.nullcontext()
         try:
-            with outside_of_tests(self.session.config, self.last and self.last[1]):
+            with outside_of_tests(self.session.config, self.last and self.last[1]), world:
                 return plugin.collection.item(  # type: ignore[no-any-return]
                     test["unit"], test["ordinal"], test.get("digest")
                 )
@@ -139,6 +144,8 @@ class Worker:
             self._renew(item)
         else:
             self.ran[item] = len(item.user_properties)
+        if self.last is None and any(unit.items is None for unit in self.plugin.collection.units):
+            self.world = World(str(self.session.config.rootpath))
         self.channel.post_started(key)
         self.channel.flush()
         self._execute(key, item, nextitem)
