@@ -9,6 +9,7 @@ Where that could make a difference to anybody, there is no such fork, and the or
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -42,7 +43,8 @@ class Fork:
 
     def meet(self, socket: str, nonce: str) -> None:
         """Tells it where to connect, and what to say there."""
-        with os.fdopen(self._pipe, "wb") as pipe:
+        # Of one that has died the orchestrator hears; pytest would take a broken pipe for its own output's.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._pipe, "wb") as pipe:
             pipe.write(json.dumps([socket, nonce]).encode("ascii"))
 
     def dismiss(self) -> None:

@@ -198,3 +198,50 @@ def test_a_template_that_dies_ends_the_run(run: Runner) -> None:
         test_a=OTHERS,
     )
     assert run.offload().exit_code == 3
+
+
+def test_a_template_that_dies_at_once_ends_the_run(run: Runner) -> None:
+    run.write(
+        killer="""
+import contextlib, os, signal
+from pytest_offload import early
+
+meet = early.Fork.meet
+
+def killed(self, *where):
+    os.kill(self.pid, signal.SIGTERM)
+    # Whoever else waits for it may have been first.
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+    meet(self, *where)
+
+early.Fork.meet = killed
+""",
+        test_a=OTHERS,
+    )
+    outcome = run.offload("-p", "killer", "--offload-start-method=fork")
+    assert outcome.exit_code == 3
+    assert "The template process of pytest ended (signal: 15" in outcome.text
+
+
+def test_an_interrupt_does_not_lose_how_a_test_ended(run: Runner) -> None:
+    run.write(
+        conftest="""
+import os, sys
+
+waitpid = os.waitpid
+
+def interrupted(pid, options):
+    ended = waitpid(pid, options)
+    if sys._getframe(1).f_code.co_filename.endswith("isolated.py"):
+        raise KeyboardInterrupt
+    return ended
+
+os.waitpid = interrupted
+""",
+        test_a=OTHERS,
+        test_b="import os\ndef test_exits(): os._exit(7)",
+    )
+    outcome = run.offload("--offload-isolation=test")
+    assert outcome.counts == {"failed": 1, "passed": 10}, outcome.text
+    assert "exit code 7" in outcome.text

@@ -73,16 +73,16 @@ class Isolated:
         atexit.unregister(self._boundary.end_process)
         worker.channel.send("started", key=key, pid=pid)
         self._shared[self.STARTED] = 1
-        status = self._wait(pid)
+        ended = self._wait(pid)
         if worker.ending and self.cancelled:
             raise KeyboardInterrupt
         if not self._shared[self.DELIVERED]:
-            killed = os.WIFSIGNALED(status)
+            exited = ended.si_code == os.CLD_EXITED
             worker.channel.post(
                 "crashed",
                 key=key,
-                code=None if killed else os.WEXITSTATUS(status),
-                signal=os.WTERMSIG(status) if killed else None,
+                code=ended.si_status if exited else None,
+                signal=None if exited else ended.si_status,
                 **self._captured(),
             )
         elif self._shared[self.PASSED]:
@@ -104,10 +104,18 @@ class Isolated:
         while not self._shared[self.STARTED] and getppid() == self._worker_pid:
             sleep(0.0001)
 
-    def _wait(self, pid: int) -> int:
+    def _wait(self, pid: int) -> os.waitid_result:
+        """Waits for the end of a child. An interrupt can come at any point, also when that has been heard of."""
+        ended = None
         while True:
             try:
-                return os.waitpid(pid, 0)[1]
+                if ended is None:
+                    # To be asked for again until it is known.
+                    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                assert ended is not None
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+                return ended
             except KeyboardInterrupt:
                 self._worker._listen(block=False)
                 if self._worker.ending:
