@@ -245,3 +245,48 @@ os.waitpid = interrupted
     outcome = run.offload("--offload-isolation=test")
     assert outcome.counts == {"failed": 1, "passed": 10}, outcome.text
     assert "exit code 7" in outcome.text
+
+
+def test_an_interrupted_fixture_costs_one_test(run: Runner) -> None:
+    run.workers = 1
+    run.write(
+        conftest="""
+import os, signal
+@pytest.fixture(scope="session", autouse=True)
+def wide():
+    if not os.path.exists("seen"):
+        open("seen", "w").close()
+        os.kill(os.getpid(), signal.SIGINT)
+""",
+        test_a=OTHERS,
+    )
+    outcome = run.offload()
+    assert outcome.counts == {"errors": 1, "passed": 9}, outcome.text
+    assert outcome.exit_code == 1
+
+
+@pytest.mark.parametrize("above", [1, 2], ids=["template", "keeper"])
+def test_workers_outlive_those_above_them(run: Runner, above: int) -> None:
+    run.write(
+        conftest="",
+        test_a=f"""
+import os, signal, time
+def parent(pid):
+    with open(f"/proc/{{pid}}/stat") as stat: return int(stat.read().rpartition(")")[2].split()[1])
+def test_kills():
+    victim = os.getpid()
+    for _ in range({above}): victim = parent(victim)
+    controller = parent(victim)
+    for _ in range({above}, 2): controller = parent(controller)
+    assert os.path.basename(os.readlink(f"/proc/{{controller}}/cwd")) == os.path.basename(os.getcwd())
+    assert b"--offload" in open(f"/proc/{{controller}}/cmdline", "rb").read()
+    os.kill(victim, signal.SIGKILL)
+    # That this is noticed takes its time.
+    time.sleep(0.5)
+"""
+        + OTHERS,
+        test_b=OTHERS,
+    )
+    outcome = run.offload()
+    assert outcome.counts == {"passed": 21}, outcome.text
+    assert outcome.exit_code == 0

@@ -65,6 +65,8 @@ pub(super) struct Here {
     process: Template,
     /// The template's, as long as its end has not been seen.
     group: Option<Pid>,
+    /// How the process ended, where the template itself, its child, is still connected.
+    bereft: Option<io::Result<ExitStatus>>,
     inbox: mpsc::UnboundedReceiver<Order>,
     roll: Roll,
 }
@@ -94,6 +96,7 @@ impl Here {
             listener: UnixListener::from_std(listener)?,
             group: process.group(),
             process,
+            bereft: None,
             inbox,
             roll,
         };
@@ -121,7 +124,12 @@ impl Here {
                 step = self.roll.step(&mut self.inbox) => if let ControlFlow::Break(now) = step {
                     break now;
                 },
-                status = self.process.wait(), if self.group.is_some() => self.on_end(status),
+                status = self.process.wait(), if self.is_running() => self.on_exit(status),
+            }
+            if self.roll.link.is_none()
+                && let Some(status) = self.bereft.take()
+            {
+                self.on_end(status);
             }
         };
         self.end(now).await;
@@ -148,11 +156,24 @@ impl Here {
         since
     }
 
+    /// Whether the end of the process has not been seen.
+    fn is_running(&self) -> bool {
+        self.group.is_some() && self.bereft.is_none()
+    }
+
+    /// The process has ended. The template need not have: it may have been the keeper, its parent, that was killed.
+    fn on_exit(&mut self, status: io::Result<ExitStatus>) {
+        // What it said last may still be there to be read.
+        if self.roll.hear_what_arrived() {
+            self.bereft = Some(status);
+        } else {
+            self.on_end(status);
+        }
+    }
+
     /// The template is gone, whatever the reason.
     fn on_end(&mut self, status: io::Result<ExitStatus>) {
         self.group = None;
-        // What it said last may still be there to be read.
-        self.roll.hear_the_rest();
         if std::mem::take(&mut self.roll.replace) {
             match Template::start(&self.options, &self.dir, self.roll.nonce(), &self.roll.environ) {
                 Ok(process) => {
@@ -197,18 +218,24 @@ impl Here {
             loop {
                 tokio::select! {
                     said = next(&mut self.roll.link) => self.roll.on_template(said),
-                    _ = self.process.wait() => {
+                    _ = self.process.wait(), if self.is_running() => {
                         self.group = None;
                         break;
                     }
                     () = &mut patience => break,
+                }
+                if self.bereft.is_some() && self.roll.link.is_none() {
+                    self.group = None;
+                    break;
                 }
             }
         }
         self.roll.kill_workers();
         if let Some(group) = self.group {
             kill_group(group);
-            let _ = self.process.wait().await;
+            if self.bereft.is_none() {
+                let _ = self.process.wait().await;
+            }
         }
     }
 }

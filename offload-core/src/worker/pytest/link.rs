@@ -135,6 +135,11 @@ impl Link {
         }
     }
 
+    /// Whether the other side has closed the connection, and that has been read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// The next message among those that have arrived; `None` when there is none, whatever may still come.
     pub(crate) fn next_arrived(&mut self) -> Result<Option<Incoming>, LinkError> {
         loop {

@@ -249,14 +249,22 @@ impl Roll {
         }
     }
 
-    /// Takes in what the template has still said.
-    pub fn hear_the_rest(&mut self) {
+    /// Takes in what the template has said. Returns whether it can say more.
+    pub fn hear_what_arrived(&mut self) -> bool {
         while let Some(link) = &mut self.link {
             match link.next_arrived() {
                 Ok(Some(message)) => self.on_template(Ok(Some(message))),
+                Ok(None) if !link.has_ended() => return true,
                 _ => self.link = None,
             }
         }
+        false
+    }
+
+    /// Takes in what the template has still said. It says nothing more.
+    pub fn hear_the_rest(&mut self) {
+        self.hear_what_arrived();
+        self.link = None;
     }
 
     /// There is no template any more: nothing comes of what was asked of it.
