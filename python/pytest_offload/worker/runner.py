@@ -6,6 +6,7 @@ import collections
 import contextlib
 import copy
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
@@ -193,12 +194,10 @@ class Worker:
         del item.user_properties[self.ran[item] :]
         item._report_sections = []
         self._tear_down([self.session], self._scopes_down)
-        info = getattr(item, "_fixtureinfo", None)
-        for definitions in info.name2fixturedefs.values() if info is not None else ():
-            for definition in definitions:
-                result = getattr(definition, "cached_result", None)
-                if result is not None and result[2] is not None:
-                    definition.cached_result = None
+        for definition in fixtures_of(item):
+            result = getattr(definition, "cached_result", None)
+            if result is not None and result[2] is not None:
+                definition.cached_result = None
 
     def _report_interrupt(self, item: nodes.Item, nextitem: nodes.Item | None) -> None:
         """A test that raises KeyboardInterrupt has failed; nobody has asked this process to stop."""
@@ -212,6 +211,13 @@ class Worker:
 
         call: Any = runner.CallInfo.from_call(again, when=when)  # type: ignore[arg-type]
         plugin.reports.append(item.ihook.pytest_runtest_makereport(item=item, call=call))
+        if when == "setup":
+            # pytest does not take note that a fixture failed that was interrupted, and would neither tear it down nor
+            # be able to set it up again for other tests.
+            for definition in fixtures_of(item):
+                if getattr(definition, "cached_result", ()) is None and getattr(definition, "_finalizers", None):
+                    definition.cached_result = (None, None, (error, error.__traceback__))
+            nextitem = None
         if when != "teardown":
             plugin.reports.append(runner.call_and_report(item, "teardown", log=False, nextitem=nextitem))
 
@@ -311,6 +317,13 @@ class Worker:
         if failed and self.isolated is not None:
             self.isolated.failed()
         return not failed
+
+
+def fixtures_of(item: nodes.Item) -> Iterator[Any]:
+    """The definitions of all fixtures that a test may use."""
+    info = getattr(item, "_fixtureinfo", None)
+    for definitions in info.name2fixturedefs.values() if info is not None else ():
+        yield from definitions
 
 
 class _Chain:
