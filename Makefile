@@ -9,7 +9,7 @@ export RUST_TEST_THREADS ?= 4
 AT_ONCE := --offload-parallel 4
 OFFLOAD := $(CURDIR)/target/release/cargo-offload
 
-.PHONY: demo test wheel oracle lint bench clean
+.PHONY: demo test wheel oracle faults lint bench clean
 
 # Builds Offload and runs it on examples/: passing, failing, flaky and skipped tests in view, in Rust and in Python.
 demo: $(VENV)/ready
@@ -34,6 +34,8 @@ test: $(VENV)/ready $(PLUGINS)/ready
 	$(MAKE) wheel
 	tests/with_docker.sh $(VENV)/bin/python -m pytest --offload $(AT_ONCE) python/tests
 	$(VENV)/bin/python tests/oracle --seeds 20
+	$(VENV)/bin/python tests/faults --seeds 15
+	$(VENV)/bin/python tests/faults --kind cargo --seeds 15
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/test/*.whl
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest -p pytest_offload.plugin --offload $(AT_ONCE) \
@@ -47,6 +49,12 @@ FIRST ?= 1
 KIND ?= pytest
 oracle: wheel
 	$(VENV)/bin/python tests/oracle --kind $(KIND) --first $(FIRST) --seeds $(SEEDS)
+
+# Kills and stops processes of random runs, KIND=pytest or cargo, at random moments, and looks whether what they report
+# happened.
+faults: wheel
+	$(CARGO) build --package cargo-offload --locked
+	$(VENV)/bin/python tests/faults --kind $(KIND) --first $(FIRST) --seeds $(SEEDS)
 
 # Builds the wheel without optimisation and installs it into the environment of the tests.
 wheel: $(VENV)/ready
@@ -71,10 +79,11 @@ lint: $(VENV)/ready
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) doc --workspace --no-deps --locked --quiet
-	$(VENV)/bin/ruff check python bench tests/oracle
-	$(VENV)/bin/ruff format --check python bench tests/oracle
+	$(VENV)/bin/ruff check python bench tests/oracle tests/faults
+	$(VENV)/bin/ruff format --check python bench tests/oracle tests/faults
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --strict tests/oracle
+	MYPYPATH=python/tests $(VENV)/bin/mypy --strict tests/faults
 
 # Side by side with the tools that people use instead; prints tables of ratios. Installs those that are missing under
 # target/bench. BENCH="--runs 3 --only process" chooses.

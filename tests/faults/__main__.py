@@ -3,10 +3,10 @@
     target/venv/bin/python tests/faults --kind pytest --first 1 --seeds 300
     target/venv/bin/python tests/faults --kind cargo --first 17 --seeds 1 --verbose
 
-Each seed makes a small project, a way to run it, and faults: signals for workers, the template, the controller and so on,
-at moments that are events of the run. Whatever befalls it, a run has to report what happened and nothing else, and to
-leave nothing. One that was killed may leave files, which the next run has to remove. A seed that fails is printed with
-the faults and the command that runs it again.
+Each seed makes a small project, a way to run it, and faults: signals for workers, the template, the controller and so
+on, at moments that are events of the run. Whatever befalls it, a run has to report what happened and nothing else, and
+to leave nothing. One that was killed may leave files, which the next run has to remove. A seed that fails is printed
+with the faults and the command that runs it again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from pytests import Pytest
 from run import Observed, Place
 from scenario import Scenario, draw
 from sshd import SERVER
-
 
 # How much is said of one seed.
 MOST_LINES = 8
@@ -63,7 +62,9 @@ def describe(scenario: Scenario, found: list[str], seen: Observed, verbose: bool
     lines += [f"    {line}" for line in found[:MOST_LINES]]
     if len(found) > MOST_LINES:
         lines.append(f"    and {len(found) - MOST_LINES} more")
-    lines.append(f"  again: target/venv/bin/python tests/faults --kind {scenario.kind} --first {scenario.seed} --seeds 1")
+    lines.append(
+        f"  again: target/venv/bin/python tests/faults --kind {scenario.kind} --first {scenario.seed} --seeds 1"
+    )
     if verbose:
         lines += [f"  exit code {seen.code}; what it wrote:", *(f"  | {line}" for line in seen.output.splitlines())]
     return "\n".join(lines) + "\n"
@@ -71,7 +72,9 @@ def describe(scenario: Scenario, found: list[str], seen: Observed, verbose: bool
 
 def main() -> int:
     """Returns 1 if any seed fails."""
-    parser = argparse.ArgumentParser(prog="tests/faults", description="Kills processes of runs and looks what they say.")
+    parser = argparse.ArgumentParser(
+        prog="tests/faults", description="Kills processes of runs and looks what they say."
+    )
     parser.add_argument("--kind", choices=["pytest", "cargo"], default="pytest", help="what is made of a seed")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=15, help="how many seeds")

@@ -28,7 +28,8 @@ fn note(word: &str, name: &str) {
 fn act(name: &str) {
     let scenario = std::env::var("FAULTS_SCENARIO").expect("the scenario is known");
     let scenario = std::fs::read_to_string(scenario).expect("there is a scenario");
-    let action = scenario.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).expect("there is an action");
+    let action = scenario.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let action = action.expect("there is an action");
     note("begin", name);
     match action {
         "slow" => std::thread::sleep(std::time::Duration::from_millis(50)),
@@ -64,10 +65,10 @@ def build() -> None:
             tests = "".join(f'#[test] fn t{n:02}() {{ act("{binary} t{n:02}") }}\n' for n in range(CARGO_TESTS))
             texts[path] = f'#[cfg(test)] include!("{"../" * (len(Path(path).parts) - 1)}act.rs");\n{tests}'
         for name, text in texts.items():
-            path = WORKSPACE / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists() or path.read_text() != text:
-                path.write_text(text)
+            file = WORKSPACE / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists() or file.read_text() != text:
+                file.write_text(text)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CARGO_")}
         clean["CARGO_TARGET_DIR"] = str(WORKSPACE / "target")
         command = ["cargo", "test", "--quiet", "--offline", "--no-run", "--workspace"]
@@ -120,9 +121,7 @@ class Crates:
         reports = {"junit.xml": elements} if elements is not None else {}
         if code >= 0 and elements is None:
             broken.append("there is no JUnit file")
-        broken += [
-            f"{name} is left of writing" for name in os.listdir(place.reports) if name.startswith((".", "tmp"))
-        ]
+        broken += [f"{name} is left of writing" for name in os.listdir(place.reports) if name.startswith((".", "tmp"))]
         history = run.read_text(place.base / "history.jsonl").splitlines()
         broken += [f"the history has the line {line!r}" for line in history if not _is_json(line)]
         begun, ended = run.read_log(place.log)

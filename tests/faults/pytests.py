@@ -14,7 +14,7 @@ from scenario import Fault, Scenario
 
 sys.path.append(str(Path(__file__).parent.parent.parent / "python" / "tests"))
 
-from sshd import Sshd  # noqa: E402 - only now on the path
+from sshd import Sshd
 
 # What every test does: it says that it runs, acts, and says that it has come to its end.
 PRELUDE = """
