@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -93,31 +95,30 @@ def test_the_controller_is_killed(run: Runner, begun: subprocess.Popen[str], tem
 def test_what_was_killed_with_everything_is_removed_by_the_next_run(
     run: Runner, begun: subprocess.Popen[str], temporary: Path
 ) -> None:
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = f"OFFLOAD_TEST_RECORD={run.path}/".encode() in (directory / "environ").read_bytes()
-        except OSError:
-            continue
-        if ours and directory.name != str(begun.pid):
-            # Stopped, so that none sees the others go.
-            subprocess.run(["kill", "-STOP", directory.name], check=False)
+    # Stopped, so that none sees the others go.
+    for pid in members(run):
+        os.kill(pid, signal.SIGSTOP)
+    # The controller last: at its end the system has the template's group go on, and hangs up on it, which does not end
+    # it where that is ignored (`nohup`).
+    for pid in members(run):
+        if pid != begun.pid:
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: members(run) == [begun.pid])
     begun.kill()
     begun.communicate()
-    wait_for(lambda: [subprocess.run(["kill", "-KILL", pid], check=False) for pid in stopped(run)] == [])
     assert list(temporary.glob("offload*")), "nothing was left to be removed"
     run.write(test_a=MANY, test_b=MANY)
     assert run.offload().counts == {"passed": 20}
     wait_for(lambda: not left(run, temporary))
 
 
-def stopped(run: Runner) -> list[str]:
+def members(run: Runner) -> list[int]:
+    """The processes that belong to a run of this test and have not ended."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             if f"OFFLOAD_TEST_RECORD={run.path}/".encode() in (directory / "environ").read_bytes():
-                found.append(directory.name)
-        except OSError:
-            continue
+                found.append(int(directory.name))
     return found
 
 
