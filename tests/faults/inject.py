@@ -110,7 +110,8 @@ class Injector(threading.Thread):
             # Stopped first, so that none sees others go.
             for process in chosen:
                 processes.send(process, signal.SIGSTOP)
-        sent = [process for process in chosen if processes.send(process, fault.signal)]
+        # The youngest first: at the end of an elder the system has stopped groups go on.
+        sent = [process for process in reversed(chosen) if processes.send(process, fault.signal)]
         now = time.monotonic()
         if sent:
             self.done.append(Done(fault, sent[0].pid, now - self._begun))
