@@ -1,7 +1,8 @@
 //! Writes whole files or nothing.
 //!
 //! A report that is half written misleads whoever reads it, and a full disk must not cost the earlier one. So a report
-//! is written beside its place and renamed into it. Devices and pipes (`--junit /dev/stdout`) cannot be replaced that
+//! is written beside its place and renamed into it, where the system can do so without a name until it is whole, so that
+//! a process that is killed leaves nothing. Devices and pipes (`--junit /dev/stdout`) cannot be replaced that
 //! way, and must not be: they are written to directly.
 
 use std::fs::{self, File};
@@ -16,7 +17,7 @@ use super::ReportError;
 const PATIENCE: Duration = Duration::from_secs(10);
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
-/// Makes sure that reports can be written into `dir`: creates it, and a file in it that is removed again.
+/// Makes sure that reports can be written into `dir`: creates it, and a file in it that has no name, or is removed again.
 ///
 /// Front ends call this before a run, so that nobody waits an hour for a report that cannot be written.
 ///
@@ -27,7 +28,7 @@ pub fn ensure_writable(dir: &Path) -> Result<(), ReportError> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     let probe = || {
         fs::create_dir_all(dir)?;
-        tempfile::Builder::new().prefix(".offload-").tempfile_in(dir)?.close()
+        tempfile::tempfile_in(dir).map(drop)
     };
     probe().map_err(|source| failed("reports", dir, source))
 }
@@ -76,11 +77,52 @@ fn try_replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
     // Readable for others as any new file (the umask applies): CI systems collect reports under other users.
     #[cfg(unix)]
     builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+    #[cfg(target_os = "linux")]
+    if let Some(file) = nameless(dir) {
+        let mut writer = BufWriter::new(file);
+        write(&mut writer)?;
+        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        return give_name(file, &builder, dir, target);
+    }
     let mut writer = BufWriter::new(builder.tempfile_in(dir)?);
     write(&mut writer)?;
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.persist(target).map_err(|failed| failed.error)?;
     Ok(())
+}
+
+/// A file in `dir` that has no name yet, where the file system has such.
+#[cfg(target_os = "linux")]
+fn nameless(dir: &Path) -> Option<File> {
+    use rustix::fs::{Mode, OFlags};
+
+    let mode = Mode::from_raw_mode(0o666);
+    let file = rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode).ok().map(File::from)?;
+    opened(&file).exists().then_some(file)
+}
+
+/// Where an open file can be found that has no name.
+#[cfg(target_os = "linux")]
+fn opened(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd as _;
+
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Puts a file without a name in the place of `target`.
+#[cfg(target_os = "linux")]
+fn give_name(mut file: File, builder: &tempfile::Builder<'_, '_>, dir: &Path, target: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, linkat};
+
+    let named = builder.make_in(dir, |path| Ok(linkat(CWD, opened(&file), CWD, path, AtFlags::SYMLINK_FOLLOW)?));
+    if let Ok(named) = named {
+        return named.persist(target).map(drop).map_err(|failed| failed.error);
+    }
+    // A file system on which it stays without a name.
+    let mut copy = builder.tempfile_in(dir)?;
+    io::Seek::rewind(&mut file)?;
+    io::copy(&mut file, &mut copy)?;
+    copy.persist(target).map(drop).map_err(|failed| failed.error)
 }
 
 /// Opens a device or a pipe; a pipe that nobody reads from would be waited for without end.
@@ -174,6 +216,28 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
         assert_eq!(entries(path.parent().unwrap()), ["report.xml"]);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_process_that_is_killed_while_it_writes_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        if nameless(dir.path()).is_none() {
+            return;
+        }
+        let path = dir.path().join("report.xml");
+        for before in [&[][..], &["report.xml"]] {
+            let seen = std::cell::RefCell::default();
+            replace(&path, "the report", |w| {
+                w.write_all(&[b'x'; 100_000])?;
+                *seen.borrow_mut() = entries(dir.path());
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(*seen.borrow(), before);
+        }
+        assert_eq!(fs::read(&path).unwrap().len(), 100_000);
+        assert_eq!(entries(dir.path()), ["report.xml"]);
     }
 
     #[test]
