@@ -8,6 +8,7 @@ until then it waits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -28,7 +29,8 @@ class Keeper:
         self._pipe = pipe
 
     def take_over(self, state: dict[str, Any]) -> None:
-        with os.fdopen(self._pipe, "w", encoding="ascii") as pipe:
+        # If it has been killed nobody starts other workers, of which the orchestrator hears. This one can do its work.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._pipe, "w", encoding="ascii") as pipe:
             json.dump(state, pipe)
 
 
