@@ -67,3 +67,60 @@ def test_a_teardown_that_never_ends_is_ended_by_the_limit(run: Runner) -> None:
     assert outcome.exit_code == 1, outcome.text
     assert "longer than the limit of 2 s" in outcome.text
     assert "in resource" in outcome.text, "a stack says where"
+
+
+#: The test after which plain pytest tears the module down, and another one, which is the last here on its worker.
+LAST = """
+@pytest.fixture(scope="{scope}")
+def resource():
+    yield
+    assert 0, "cannot be torn down"
+
+{one}
+@pytest.mark.usefixtures("resource")
+def test_one(): assert {holds}
+
+{other}
+def test_other(): assert {other_holds}
+"""
+XFAIL = "@pytest.mark.xfail"
+
+
+@pytest.mark.parametrize("mode", ["parallel=2", "isolation=test", "dist=loadfile"])
+@pytest.mark.parametrize("scope", ["module", "session"])
+def test_a_teardown_that_fails_after_an_expected_failure_is_an_error_as_in_plain_pytest(
+    run: Runner, mode: str, scope: str
+) -> None:
+    run.write(test_a=LAST.format(scope=scope, one=XFAIL, holds=0, other="", other_holds=1), test_b="def test_b(): pass")
+    outcome = run.offload(f"--offload-{mode}", "--junitxml=report.xml")
+    assert (outcome.exit_code, outcome.counts) == (1, {"passed": 2, "xfailed": 1, "errors": 1}), outcome.text
+    assert run.plain().exit_code == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_teardown_that_fails_is_expected_if_the_last_test_of_the_scope_is(run: Runner, workers: int) -> None:
+    run.workers = workers
+    run.write(test_a=LAST.format(scope="module", one="", holds=1, other=XFAIL, other_holds=0))
+    run.write(test_b="def test_b(): pass")
+    assert run.plain().exit_code == 0
+    outcome = run.offload()
+    assert (outcome.exit_code, outcome.counts) == (0, {"passed": 2, "xfailed": 2}), outcome.text
+
+
+@pytest.mark.parametrize("mode", ["isolation=worker", "isolation=test"])
+@pytest.mark.parametrize("scope", ["function", "session"])
+@pytest.mark.parametrize("mark", ["", XFAIL])
+def test_an_exit_does_not_hide_what_cannot_be_torn_down(run: Runner, mode: str, scope: str, mark: str) -> None:
+    run.write(
+        test_a=f"""
+@pytest.fixture(scope="{scope}")
+def resource():
+    yield
+    assert 0, "cannot be torn down"
+{mark}
+def test_exits(resource): pytest.exit("enough", returncode=0)
+"""
+    )
+    outcome = run.offload(f"--offload-{mode}")
+    assert (outcome.exit_code, outcome.counts) == (1, {"errors": 1}), outcome.text
+    assert "cannot be torn down" in outcome.text

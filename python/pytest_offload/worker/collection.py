@@ -61,7 +61,7 @@ class Differs(Exception):
     """The tests of a file are not those that another process collected and reported."""
 
 
-def _is_directory(node: Node) -> bool:
+def is_directory(node: Node) -> bool:
     directory = getattr(nodes, "Directory", None)
     # Before pytest 8 a package was a file that collected its directory.
     return isinstance(node, directory if directory is not None else pytest.Package)
@@ -108,7 +108,7 @@ class Collection:
         once = pytest.__version__.startswith("8.") and not session.config.option.keepduplicates
 
         def genitems(node: Node) -> Iterator[nodes.Item]:
-            if not _is_directory(node):
+            if not is_directory(node):
                 # A file likewise, and the tests of it that are arguments are left.
                 if not (once and node in session._collection_cache):
                     self._add_leaf(node)

@@ -139,7 +139,8 @@ class Isolated:
             plugin.pid = os.getpid()
             channel.before_sending = self._await_start
             self._boundary.enter_fork()
-            worker._execute(key, item, None)
+            if not worker.execute_alone(key, item):
+                self.failed()
             save_coverage(worker.session.config)
             worker.coverage.name()
             channel.flush()

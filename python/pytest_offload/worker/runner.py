@@ -13,6 +13,7 @@ import pytest
 from _pytest import nodes, runner
 
 from .channel import shorten
+from .charge import Charge
 from .collection import Differs
 from .coverage import CoverageKeeper
 from .isolated import Isolated
@@ -49,6 +50,7 @@ class Worker:
         self.isolated = Isolated(self) if self.plugin.init.get("isolation") == "test" else None
         self.coverage = CoverageKeeper(plugin)
         self._dumps = Dumps(plugin)
+        self._charge = Charge(plugin.collection, whole=plugin.init["collect"] == "serial")
         #: How things were before the first test, where files may be collected after it.
         self.world: World | None = None
 
@@ -136,7 +138,8 @@ class Worker:
             return
         # A copy of a test is no test's neighbour, but shares its parents: they are left standing.
         following = self._next_item()
-        nextitem = following if following not in (None, item) else copy.copy(item)
+        stay = following in (None, item) or self._charge.matters(item, following)
+        nextitem = copy.copy(item) if stay else following
         if not self._tear_down_stale(item):
             self._yield_after_failure()
             if self.yields_on_failure:
@@ -161,8 +164,10 @@ class Worker:
             if self._must_end():
                 raise
             self._report_interrupt(item, nextitem)
-        except BaseException:
+        except BaseException as error:
             plugin.leave_if_forked()
+            if isinstance(error, pytest.exit.Exception):
+                self._tear_down_at_exit(item, error)
             # Where there is a pytest that ends with this, it shows what there is; elsewhere the test is to blame.
             if plugin.reports and not plugin.init.get("alone"):
                 self._send_result(key)
@@ -181,6 +186,27 @@ class Worker:
             self.channel.send("data", kind="stop", payload=payload)
             self.queue.clear()
             self.session.__dict__.update(_shouldstop=False, _shouldfail=False, shouldstop=False, shouldfail=False)
+
+    def execute_alone(self, key: int, item: nodes.Item) -> bool:
+        """Runs a test for which everything is set up and torn down. Returns whether what comes down late did so."""
+        stay = self._charge.matters(item, None)
+        self._execute(key, item, copy.copy(item) if stay else None)
+        return not stay or self._tear_down_stale(None)
+
+    def _tear_down_at_exit(self, item: nodes.Item, error: Any) -> None:
+        """A test has ended the run. As in any pytest, what cannot be torn down then is an error, expected or not."""
+
+        def tear_down() -> None:
+            __tracebackhide__ = True
+            self._scopes_down(item, [])
+
+        call = runner.CallInfo.from_call(tear_down, when="teardown", reraise=(pytest.exit.Exception,))
+        if call.excinfo is not None:
+            # That the run ends is nothing that went wrong before it.
+            call.excinfo.value.__context__ = None
+            with self._charge.settled(item, []):
+                self.plugin.reports.append(item.ihook.pytest_runtest_makereport(item=item, call=call))
+            error.returncode = pytest.ExitCode.TESTS_FAILED
 
     def _must_end(self) -> bool:
         """Whether it was the orchestrator that interrupted this process."""
@@ -234,6 +260,7 @@ class Worker:
         """Tears down scopes that the last test left standing and `item` does not need. Returns whether that worked."""
 
         def tear_down(last: nodes.Item, needed: list[Any]) -> None:
+            __tracebackhide__ = True
             # Hooks that look at what follows took the last test's own copy for it, and now see what does follow.
             caller = last.ihook.pytest_runtest_teardown
             told = {impl.plugin for impl in caller.get_hookimpls() if "nextitem" in impl.argnames}
@@ -247,27 +274,34 @@ class Worker:
         return self._tear_down(item.listchain() if item is not None else [], tear_down)
 
     def _scopes_down(self, _last: nodes.Item, needed: list[Any]) -> None:
+        __tracebackhide__ = True
         self.session._setupstate.teardown_exact(_Chain(needed) if needed else None)
 
     def _tear_down(self, needed: list[Any], how: Callable[[nodes.Item, list[Any]], None]) -> bool:
-        standing = list(self.session._setupstate.stack)
+        stack = self.session._setupstate.stack
+        standing = list(stack)
         if self.last is None or standing == needed[: len(standing)]:
             return True
         key, last = self.last
         plugin = self.plugin
+        ending = [node for node in standing if node not in needed]
+        # Of most nodes there is only their own teardown, which does nothing.
+        ending = [node for node in ending if len(stack[node][0]) > 1] or ending
         self.channel.send("tearing_down")
         last._report_sections = []
         capture = self.session.config.pluginmanager.getplugin("capturemanager")
         capturing = capture.item_capture("teardown", last) if capture is not None else contextlib.nullcontext()
 
         def tear_down() -> None:
+            __tracebackhide__ = True
             with capturing:
                 how(last, needed)
 
         call = runner.CallInfo.from_call(tear_down, when="teardown", reraise=(pytest.exit.Exception,))
         plugin.leave_if_forked()
         if call.excinfo is not None:
-            report = last.ihook.pytest_runtest_makereport(item=last, call=call)
+            with self._charge.settled(last, ending):
+                report = last.ihook.pytest_runtest_makereport(item=last, call=call)
             failure: dict[str, Any] = {}
             if report.failed:
                 failure.update(outcome="error", durations=[0.0, 0.0, call.duration], message=message_of(report))
