@@ -352,13 +352,14 @@ fn a_file_that_cannot_be_collected_keeps_all_from_running_unless_told_otherwise(
     let ran = project.run();
     assert_eq!(ran.result.summary.total, 0);
     assert_eq!(ran.result.exit_code(), 3);
-    assert!(ran.result.problems[0].contains("1 errors during collection"), "{:?}", ran.result.problems);
+    assert!(ran.result.problems[0].contains("there was 1 error during collection"), "{:?}", ran.result.problems);
     assert!(ran.native("collect_report")[0].data.contains("nothing_of_that_name"));
 
     project.despite_errors = true;
     project.args.push("--continue-on-collection-errors".to_owned());
     let ran = project.run();
     assert_eq!(ran.test("test_b.py::test_b").outcome, TestOutcome::Passed);
+    assert!(ran.result.problems[0].contains("there was 1 error during collection"), "{:?}", ran.result.problems);
 }
 
 #[test]

@@ -329,6 +329,9 @@ class Controller:
         self._deselected += len(nodeids)
         self.config.hook.pytest_deselected(items=[Deselected(nodeid) for nodeid in nodeids])
 
+    def _on_nodeids(self, nodeids: list[str], *_: object) -> None:
+        self._seen.extend(nodeids)
+
     def _on_collected(self, count: int, *_: object) -> None:
         session, reporter = self.session, self._reporter()
         more_to_come = False
@@ -543,14 +546,18 @@ class Controller:
                 self.nodes.down(*fields)
             elif kind == "data" and fields[1] == "coverage_file":
                 self._on_data(*fields)
+            elif kind == "not_run":
+                # Collected all the same, which pytest's cache remembers.
+                self._seen.append(fields[1])
             elif kind in ("flaky", "worker_lost", "run_warning"):
                 getattr(self, f"_on_{kind}")(*fields)
 
     def _on_worker_lost(self, worker: str, reason: str, *_: object) -> None:
         self.lost.append((worker, reason))
 
-    def _on_not_run(self, *_: object) -> None:
+    def _on_not_run(self, _key: int, nodeid: str, *_: object) -> None:
         self.not_run += 1
+        self._seen.append(nodeid)
 
     def _on_run_warning(self, text: str, *_: object) -> None:
         self.warnings.append(text)

@@ -99,7 +99,7 @@ pub struct Collector {
     /// When each worker came, and how long it has been at work when it goes.
     workers: HashMap<Arc<str>, Duration>,
     idle: Option<(Arc<str>, f64)>,
-    /// pytest's own words on why nothing can be run have been passed on.
+    /// pytest's own words on the next problem have been passed on.
     explained: bool,
 }
 
@@ -160,7 +160,11 @@ impl Reporter for Collector {
                 self.queue.push(Event::Lost { worker: Arc::clone(sandbox), reason: reason.clone() });
             }
             RunEvent::Warning { text } => self.queue.push(Event::Warning(text.clone())),
-            RunEvent::Problem { text } if !self.explained => self.queue.push(Event::Problem(text.clone())),
+            RunEvent::Problem { text } => {
+                if !std::mem::take(&mut self.explained) {
+                    self.queue.push(Event::Problem(text.clone()));
+                }
+            }
             RunEvent::RunFinished { summary } => {
                 self.queue.push(Event::Flaky(std::mem::take(&mut self.flaky)));
                 let (summary, idle) = (Box::new(summary.clone()), self.idle.take());

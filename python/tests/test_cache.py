@@ -61,3 +61,11 @@ def test_a_file_that_collects_again_is_forgotten(run: Runner) -> None:
     run.write(test_a="def test_a(): pass")
     run.offload()
     assert cache(run).get("lastfailed") == {}
+
+
+@pytest.mark.parametrize("collect", ["serial", "parallel"])
+def test_what_was_collected_is_known_although_a_file_was_not(run: Runner, collect: str) -> None:
+    run.write(test_a="import nothing_of_that_name", test_b="def test_1(): pass\ndef test_2(): pass")
+    outcome = run.offload(f"--offload-collect={collect}")
+    assert outcome.exit_code == 2, outcome.text
+    assert cache(run)["nodeids"] == ["test_b.py::test_1", "test_b.py::test_2"]

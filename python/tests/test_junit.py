@@ -55,3 +55,16 @@ def test_each_test_is_there_once_whatever_was_tried_again(run: Runner, workers: 
     assert suite.get("failures") == "1"
     elements = sum(len(case.findall("failure")) + len(case.findall("error")) for case in cases)
     assert int(suite.get("failures", "")) + int(suite.get("errors", "")) == elements
+
+
+@pytest.mark.parametrize("collect", ["serial", "parallel"])
+@pytest.mark.parametrize("args", [(), ("--continue-on-collection-errors",)], ids=str)
+def test_our_own_report_has_what_could_not_be_collected(run: Runner, args: tuple[str, ...], collect: str) -> None:
+    run.write(test_a="import nothing_of_that_name", test_b="def test_1(): pass")
+    outcome = run.offload("--offload-junit=report.xml", f"--offload-collect={collect}", *args)
+    assert outcome.exit_code == (1 if args else 2), outcome.text
+    assert outcome.counts == ({"passed": 1, "errors": 1} if args else {"errors": 1}), outcome.text
+    root = ElementTree.parse(run.path / "report.xml").getroot()
+    (error,) = root.iter("error")
+    assert root.get("errors") == "1"
+    assert "nothing_of_that_name" in (error.text or "")

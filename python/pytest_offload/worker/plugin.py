@@ -242,7 +242,7 @@ class WorkerPlugin:
                 data = self.serialize(report)
                 data["$unit"] = unit
                 data["$last"] = unit >= last and not self.session.shouldfail
-                text = shorten(str(report.longreprtext)) if report.failed and self.init.get("standalone") else ""
+                text = shorten(str(report.longreprtext)) if report.failed else ""
                 self.channel.post("collect_report", report=data, text=text)
         self._collect_reports.clear()
 

@@ -264,30 +264,37 @@ impl<'a> Collection<'a> {
                 });
             }
         }
-        self.sink.send(Discovered::Native(NativeEvent::new("collected", tests.len().to_string())));
-        match self.failures {
-            errors if errors > 0 && !despite_errors => {
-                self.native("collection_errors", errors.to_string());
-                let texts = if self.alone.is_some() { said(&self.texts) } else { String::new() };
-                Err(FrameworkError::Discovery(format!(
-                    "there were {errors} errors during collection, so no test was run; mend them, or run what there is \
-                     with --continue-on-collection-errors{texts}"
-                )))
-            }
-            errors if errors > 0 && self.alone.is_some() => {
-                let texts = said(&self.texts);
-                self.sink.send(Discovered::Problem(format!("there were {errors} errors during collection{texts}")));
-                Ok(tests)
-            }
-            _ => Ok(tests),
+        if self.failures > 0 && !despite_errors {
+            // pytest's cache remembers what was collected, whether it runs or not.
+            let ids: Vec<&str> = tests.iter().map(|test| &*test.id).collect();
+            self.native("nodeids", serde_json::json!(ids).to_string());
         }
+        self.sink.send(Discovered::Native(NativeEvent::new("collected", tests.len().to_string())));
+        if self.failures == 0 {
+            return Ok(tests);
+        }
+        let errors = if self.failures == 1 { "was 1 error" } else { &format!("were {} errors", self.failures) };
+        let texts = said(&self.texts);
+        if self.alone.is_none() {
+            // Of each of them pytest has a report.
+            self.native("collection_errors", self.failures.to_string());
+        }
+        if despite_errors {
+            self.sink.send(Discovered::Problem(format!("there {errors} during collection{texts}")));
+            return Ok(tests);
+        }
+        Err(FrameworkError::Discovery(format!(
+            "there {errors} during collection, so no test was run; mend them, or run what there is with \
+             --continue-on-collection-errors{texts}"
+        )))
     }
 }
 
 /// What pytest says of files that it could not collect.
 fn said(texts: &[String]) -> String {
-    let texts = texts.iter().filter(|text| !text.is_empty());
-    texts.fold(":".to_owned(), |said, text| format!("{said}\n{}", text.trim_end()))
+    let mut texts = texts.iter().filter(|text| !text.is_empty()).peekable();
+    let colon = if texts.peek().is_some() { ":" } else { "" };
+    texts.fold(colon.to_owned(), |said, text| format!("{said}\n{}", text.trim_end()))
 }
 
 /// A test as reports that know nothing of pytest tell it from others: some node ids are not unique.
