@@ -115,13 +115,16 @@ def revived(config: pytest.Config, data: dict[str, Any]) -> Any:
 
 
 def as_rerun(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:
-    """The reports of an attempt that is followed by another one, as pytest-rerunfailures has them."""
-    shown = []
-    for report in reports:
-        shown.append(report)
-        if report.failed:
-            report.outcome = "rerun"  # type: ignore[assignment]
-            break
+    """The reports of an attempt that is followed by another one, as pytest-rerunfailures has them.
+
+    Of its subtests nothing is said: those of the last attempt count.
+    """
+    own = [report for report in reports if not hasattr(report, "context")]
+    # A test of unittest passes although a subtest has failed.
+    at = next((i for i, report in enumerate(own) if report.failed), min(1, len(own) - 1))
+    shown = own[: at + 1]
+    if shown:
+        shown[-1].outcome = "rerun"  # type: ignore[assignment]
     return shown
 
 

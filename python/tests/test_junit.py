@@ -68,3 +68,23 @@ def test_our_own_report_has_what_could_not_be_collected(run: Runner, args: tuple
     (error,) = root.iter("error")
     assert root.get("errors") == "1"
     assert "nothing_of_that_name" in (error.text or "")
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="this pytest has no subtests")
+@pytest.mark.parametrize("mode", ["worker", "test"])
+def test_subtests_of_attempts_that_are_repeated_do_not_count(run: Runner, mode: str) -> None:
+    run.write(
+        test_a="""
+import pathlib, unittest
+class Case(unittest.TestCase):
+    def test_case(self):
+        tried = pathlib.Path(__file__).with_name("tried")
+        for number in range(4):
+            with self.subTest(number=number):
+                assert number != 2 or tried.exists() or tried.touch()
+"""
+    )
+    outcome = run.offload("--offload-retries=1", "-v", f"--offload-isolation={mode}")
+    assert outcome.exit_code == 0, outcome.text
+    counts = Counter(category for _, category in outcome.outcomes)
+    assert counts == {"passed": 1, "rerun": 1, "subtests passed": 4}, outcome.text
