@@ -4,8 +4,8 @@
     target/venv/bin/python tests/oracle --first 17 --seeds 1 --minimise
 
 Each seed makes a small project, which plain pytest runs, and Offload in some of its modes, chosen by the seed, too. The
-outcome of each test, the exit code, the JUnit file, what tests wrote down when they really ran, and what is left behind
-have to agree. A seed that fails is printed with the command that runs it again.
+outcome of each test, the exit code, the JUnit files, the last line, pytest's cache, what tests wrote down when they
+really ran, and what is left behind have to agree. A seed that fails is printed with the command that runs it again.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ import shutil
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
-from compare import Mode, choose, differences
-from execute import Run, run
-from project import Project, generate
+from compare import Difference, Mode, choose, differences
+from execute import prepare, run
+from generate import generate
+from project import Project
+from records import Run
+
+Failure = tuple[Mode, list[Difference], list[Run]]
 
 
-def trial(project: Project, modes: list[Mode], base: Path) -> list[tuple[Mode, list[str], Run]]:
+def trial(project: Project, modes: list[Mode], base: Path) -> list[Failure]:
     """Runs a project plainly and in each of the modes; returns the modes in which something is wrong."""
     found = []
     directory = Path(tempfile.mkdtemp(dir=base))
     try:
-        plain = run(project, directory / "plain", [], plain=True)
+        plain = run(project, directory / "plain", None)
         for number, mode in enumerate(modes):
-            ours = run(project, directory / f"mode-{number}", mode.arguments(), plain=False)
+            ours = run(project, directory / f"mode-{number}", mode.arguments())
             if said := differences(project, mode, plain, ours):
                 found.append((mode, said, ours))
     finally:
@@ -40,17 +45,56 @@ def trial(project: Project, modes: list[Mode], base: Path) -> list[tuple[Mode, l
     return found
 
 
-def minimised(project: Project, mode: Mode, base: Path) -> Project:
-    """The project without all pieces that a failure in this mode does not need."""
-    shrinking = True
-    while shrinking:
-        shrinking = False
-        for piece in project.pieces:
-            smaller = project.without(piece)
-            # Some failures depend on timing.
-            if smaller.tests() and any(trial(smaller, [mode], base) for _ in range(2)):
-                project, shrinking = smaller, True
-    return project
+def minimised(project: Project, failure: Failure, base: Path) -> tuple[Project, Failure]:
+    """The project without all pieces that a failure of these kinds in this mode does not need."""
+    mode, all_said, _ = failure
+    kinds = {difference.kind for difference in all_said}
+
+    def fails(smaller: Project) -> Failure | None:
+        if not (smaller.tests() or smaller.cases()) or not mode.fits(smaller):
+            return None
+        # Some failures depend on timing.
+        for _ in range(2):
+            for found in trial(smaller, [mode], base):
+                if kinds & {difference.kind for difference in found[1]}:
+                    return found
+        return None
+
+    size = max(1, len(project.pieces) // 2)
+    while True:
+        shrunk = False
+        at = 0
+        while at < len(project.pieces):
+            smaller = project.without(project.pieces[at : at + size])
+            if found := fails(smaller):
+                project, failure, shrunk = smaller, found, True
+            else:
+                at += size
+        if size == 1 and not shrunk:
+            return project, failure
+        size = max(1, size // 2)
+
+
+def one(options: argparse.Namespace, seed: int, base: Path) -> tuple[int, str]:
+    """What a user has to know of a seed that fails; nothing of another one."""
+    project = generate(seed, options.pending)
+    modes = choose(project, random.Random(-seed), options.modes)
+    return seed, "".join(report(options, seed, project, failure, base) for failure in trial(project, modes, base))
+
+
+def report(options: argparse.Namespace, seed: int, project: Project, failure: Failure, base: Path) -> str:
+    mode, said, _ = failure
+    lines = [f"  pytest {' '.join([*mode.arguments(), *project.typed()])}", *(f"    {text}" for _, text in said)]
+    more = (f" --modes {options.modes}" if options.modes != 1 else "") + (" --pending" if options.pending else "")
+    lines.append(f"  again: target/venv/bin/python tests/oracle --first {seed} --seeds 1{more} --minimise")
+    if options.minimise:
+        project, (_, said, runs) = minimised(project, failure, base)
+        lines += ["  so does this:", *(f"  {piece}" for piece in project.pieces)]
+        lines += [*(f"    {text}" for _, text in said), "  what pytest wrote:"]
+        lines += [f"  | {line}" for line in runs[-1].output.splitlines()[-40:]]
+    if options.keep:
+        project.write(options.keep / f"seed-{seed}", edited=False)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -60,46 +104,23 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds")
     parser.add_argument("--modes", type=int, default=1, help="how many modes for each seed")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="how many seeds at once")
+    parser.add_argument("--jobs", type=int, default=(os.cpu_count() or 2) + 1, help="how many seeds at once")
     parser.add_argument("--pending", action="store_true", help="also make what is known to fail")
     parser.add_argument("--minimise", action="store_true", help="leave out of failing projects what is not needed")
+    parser.add_argument("--keep", type=Path, help="the directory for the projects of seeds that fail")
     options = parser.parse_args()
     begun = time.monotonic()
     failing = 0
-    with tempfile.TemporaryDirectory(prefix="oracle-") as name, ThreadPoolExecutor(options.jobs) as pool:
-        base = Path(name)
-
-        def one(seed: int) -> tuple[int, str]:
-            project = generate(seed, options.pending)
-            modes = choose(project, random.Random(-seed), options.modes)
-            found = trial(project, modes, base)
-            return seed, "".join(report(options, seed, project, mode, said, ours, base) for mode, said, ours in found)
-
-        futures = [pool.submit(one, seed) for seed in range(options.first, options.first + options.seeds)]
-        for future in as_completed(futures):
+    pool = ProcessPoolExecutor(options.jobs, get_context("fork"), prepare)
+    with tempfile.TemporaryDirectory(prefix="oracle-") as name, pool:
+        seeds = range(options.first, options.first + options.seeds)
+        for future in as_completed([pool.submit(one, options, seed, Path(name)) for seed in seeds]):
             seed, text = future.result()
             if text:
                 failing += 1
                 print(f"seed {seed} fails\n{text}", flush=True)
     print(f"{options.seeds} seeds, {failing} of them failing, in {time.monotonic() - begun:.0f} s")
     return 1 if failing else 0
-
-
-def report(
-    options: argparse.Namespace, seed: int, project: Project, mode: Mode, said: list[str], ours: Run, base: Path
-) -> str:
-    """What a user has to know of a failure."""
-    lines = [f"  pytest {' '.join(mode.arguments())}", *(f"    {line}" for line in said)]
-    pending = " --pending" if options.pending else ""
-    lines.append(
-        f"  again: target/venv/bin/python tests/oracle --kind {options.kind} --first {seed} --seeds 1"
-        f" --modes {options.modes}{pending} --minimise"
-    )
-    if options.minimise:
-        project = minimised(project, mode, base)
-        lines += [f"  {piece}" for piece in project.pieces]
-        lines += ["  what pytest wrote in the first run:", *(f"  | {line}" for line in ours.output.splitlines()[-40:])]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""Random pytest projects: a seed makes a list of pieces, and pieces make files. A piece can be left out."""
+"""Random pytest projects as lists of pieces, and the files that pieces make. A piece can be left out."""
 
 from __future__ import annotations
 
-import random
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
 SCOPES = ["function", "class", "module", "package", "session"]
 
 # What every test module begins with. A test writes its node id when it really runs, in one write. Plain pytest would
-# end with a test that crashes, so that it is told that the test fails.
+# end with a test that crashes, and never end with one that hangs, so that it is told that the test fails.
 PRELUDE = """
-import os, signal, time, uuid
+import os, signal, sys, time, unittest, uuid, warnings
 import pytest
 
-def log(request, value=""):
+def log(value=""):
+    name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
     file = os.open(os.environ["ORACLE_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(file, (ascii(request.node.nodeid) + "\\t" + str(value) + "\\n").encode())
+    os.write(file, (ascii(name) + "\\t" + str(value) + "\\n").encode())
     os.close(file)
 
 def crash(how):
@@ -28,21 +28,61 @@ def crash(how):
         os._exit(3)
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
+
+def hang(how):
+    if "ORACLE_PLAIN" in os.environ:
+        pytest.fail("it hangs here")
+    if how == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        if how != "busy":
+            time.sleep(600)
+
+def say():
+    name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+    print("<<" + ascii(name) + ">>")
+    print("<<" + ascii(name) + ">>", file=sys.stderr)
+
+def flaky():
+    # Plain pytest does not try again.
+    name = os.environ["ORACLE_LOG"] + "-" + uuid.uuid5(uuid.NAMESPACE_URL, os.environ["PYTEST_CURRENT_TEST"]).hex
+    if "ORACLE_PLAIN" not in os.environ and not os.path.exists(name):
+        open(name, "w").close()
+        pytest.fail("the first time only")
 """
 
-# What plugins see of a run: the reports that reach the process that the user started.
+# What plugins see of a run: what reaches the process that the user started.
 RECORDER = """
-import json, os
+import json, os, re
+
+def record(*entry):
+    if active:
+        with open(os.environ["ORACLE_REPORTS"], "a") as file:
+            file.write(json.dumps(entry) + "\\n")
 
 def pytest_configure(config):
     global active
     active = not hasattr(config, "workerinput")
 
+def pytest_runtest_logstart(nodeid):
+    record("start", nodeid)
+
+def pytest_runtest_logfinish(nodeid):
+    record("finish", nodeid)
+
+def pytest_collectreport(report):
+    if report.failed:
+        record("collect", report.nodeid)
+
+def pytest_deselected(items):
+    record("deselected", len(items))
+
 def pytest_runtest_logreport(report):
-    if active:
-        entry = [report.nodeid, report.when, report.outcome, hasattr(report, "wasxfail")]
-        with open(os.environ["ORACLE_REPORTS"], "a") as file:
-            file.write(json.dumps(entry) + "\\n")
+    when = "subtest" if hasattr(report, "context") else report.when
+    text = "".join(text for name, text in report.sections if name.startswith("Captured"))
+    spoken = sorted(re.findall("<<(.*)>>", text))
+    record("report", report.nodeid, when, report.outcome, hasattr(report, "wasxfail"), spoken)
 """
 
 ACTIONS = {
@@ -52,12 +92,44 @@ ACTIONS = {
     "exit": "pytest.exit('enough', returncode=9)",
     "exit-code": "raise SystemExit(0)",
     "skip": "pytest.skip('on purpose')",
+    "warn": "warnings.warn('on purpose')",
+    "say": "say()",
+    "say-fail": "say(); assert 0, 'on purpose'",
+    "flaky": "flaky()",
+    "leave-variable": "os.environ['ORACLE_LEFT'] = '1'",
+    "leave-directory": "os.chdir('/')",
     "crash-exit": "crash('exit')",
     "crash-signal": "crash('signal')",
+    "hang-asleep": "hang('asleep')",
+    "hang-busy": "hang('busy')",
+    "hang-stubborn": "hang('stubborn')",
+}
+# What a teardown can do that makes no difference to how the test fares.
+HARMLESS = ("pass", "slow", "warn", "say")
+
+# Within the methods of unittest's classes.
+METHODS = {
+    "pass": "pass",
+    "fail": "self.fail('on purpose')",
+    "error": "raise RuntimeError('on purpose')",
+    "skip": "self.skipTest('on purpose')",
+    "say-fail": "say(); self.fail('on purpose')",
+    "subtests": "\n".join(
+        [
+            "for number in range(4):",
+            "    with self.subTest(number=number):",
+            "        self.assertNotEqual(number % 3, 1)",
+        ]
+    ),
 }
 
 HOOKS = {
     "reverse": "def pytest_collection_modifyitems(items): items.reverse()",
+    "shuffle": """
+def pytest_collection_modifyitems(items):
+    import random
+    random.Random(len(items)).shuffle(items)
+""",
     "deselect": """
 def pytest_collection_modifyitems(config, items):
     gone = items[1::3]
@@ -71,6 +143,8 @@ def pytest_sessionfinish(session):
         session.exitstatus = 7
 """,
 }
+# Those that see the tests of one file at a time where collection is shared out by force.
+WHOLE_LIST = {"reverse", "shuffle", "deselect"}
 
 PARAMETERS = {
     "": "",
@@ -78,6 +152,8 @@ PARAMETERS = {
     "classes": "@pytest.mark.parametrize('value', {type('C%d' % i, (), {}) for i in range(6)})",
     "uuid": "@pytest.mark.parametrize('value', [str(uuid.uuid4()) for _ in range(3)])",
     "empty": "@pytest.mark.parametrize('value', [])",
+    "process": "@pytest.mark.parametrize('value', range(1 + os.getpid() % 3))",
+    "variable": "@pytest.mark.parametrize('value', range(3 if 'ORACLE_LEFT' in os.environ else 2))",
 }
 
 MARKS = {
@@ -85,7 +161,10 @@ MARKS = {
     "skipif": "@pytest.mark.skipif(True, reason='on purpose')",
     "xfail": "@pytest.mark.xfail",
     "strict": "@pytest.mark.xfail(strict=True)",
+    "raises": "@pytest.mark.xfail(raises=ZeroDivisionError)",
     "not-run": "@pytest.mark.xfail(run=False)",
+    "error": "@pytest.mark.filterwarnings('error')",
+    "group": "@pytest.mark.xdist_group('one')",
 }
 
 
@@ -97,11 +176,18 @@ class Fixture:
     setup: str
     teardown: str
     autouse: bool
+    # A fixture that it uses.
+    uses: str = ""
+    parameters: bool = False
 
-    def render(self) -> str:
+    def render(self, fixtures: set[str]) -> str:
+        options = f"scope={self.scope!r}, autouse={self.autouse}"
+        if self.parameters:
+            options += ", params=['one', 'two']"
+        argument = self.uses if self.uses in fixtures else ""
         return (
-            f"@pytest.fixture(scope={self.scope!r}, autouse={self.autouse})\n"
-            f"def {self.name}():\n    {ACTIONS[self.setup]}\n    yield\n    {ACTIONS[self.teardown]}\n"
+            f"@pytest.fixture({options})\n"
+            f"def {self.name}({argument}):\n    {ACTIONS[self.setup]}\n    yield\n    {ACTIONS[self.teardown]}\n"
         )
 
 
@@ -113,27 +199,52 @@ class Test:
     fixtures: tuple[str, ...]
     parameters: str
     marks: tuple[str, ...]
-    in_class: bool
+    # The name of the class that it shares with those before it.
+    group: str = ""
     # The name of the test before it that has to have run in the same process.
     after: str = ""
 
-    def render(self, fixtures: set[str]) -> str:
+    def render(self, fixtures: set[str], edited: bool) -> str:
         used = [name for name in self.fixtures if name in fixtures]
         lines = [MARKS[mark] for mark in self.marks]
         if self.parameters:
             lines.append(PARAMETERS[self.parameters])
         if used:
             lines.append(f"@pytest.mark.usefixtures({', '.join(map(repr, used))})")
-        arguments = ["self"] if self.in_class else []
-        arguments += ["request", *(["value"] if self.parameters else [])]
+        arguments = (["self"] if self.group else []) + (["value"] if self.parameters else [])
         lines.append(f"def {self.name}({', '.join(arguments)}):")
-        lines.append("    log(request, getattr(value, '__name__', value))" if self.parameters else "    log(request)")
+        lines.append("    log(getattr(value, '__name__', value))" if self.parameters else "    log()")
         lines.append(f"    ran.add({self.name!r})")
         if self.after:
             lines.append(f"    assert {self.after!r} in ran")
-        lines.append(f"    {ACTIONS[self.action]}")
-        text = "\n".join(lines) + "\n"
-        return f"class Test_{self.name}:\n{textwrap.indent(text, '    ')}" if self.in_class else text
+        lines.append(f"    {ACTIONS['pass' if edited else self.action]}")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class of unittest."""
+
+    file: str
+    name: str
+    # Names and what they do.
+    methods: tuple[tuple[str, str], ...]
+    setup: str
+    teardown: str
+    class_setup: str
+    class_teardown: str
+
+    def render(self) -> str:
+        lines = [f"class {self.name}(unittest.TestCase):"]
+        for name, action in (("setUpClass", self.class_setup), ("tearDownClass", self.class_teardown)):
+            lines += ["    @classmethod", f"    def {name}(cls):", f"        {ACTIONS[action]}"]
+        for name, action in (("setUp", self.setup), ("tearDown", self.teardown)):
+            lines += [f"    def {name}(self):", f"        {ACTIONS[action]}"]
+        for name, action in self.methods:
+            expected = ["    @unittest.expectedFailure"] if name.endswith("_expected") else []
+            lines += [*expected, f"    def {name}(self):", "        log()"]
+            lines.append(textwrap.indent(METHODS[action], "        "))
+        return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -149,13 +260,43 @@ class Broken:
     goes_on: bool
 
 
-Piece = Union[Fixture, Test, Hook, Broken]
+@dataclass(frozen=True)
+class Reader:
+    """A file that opens another by a relative name when it is imported."""
 
-# Faults of the product that are known, by feature: left out unless `--pending` is given. Remove what is mended.
-PENDING = {
-    # A process that ends in the teardown of a wide fixture.
-    "crash-in-wide-teardown",
-}
+    file: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """A directory with an `__init__.py`."""
+
+    directory: str
+
+
+@dataclass(frozen=True)
+class Typed:
+    """Arguments of each run."""
+
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Again:
+    """Another run, with arguments of its own."""
+
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A test that is mended before the second run."""
+
+    file: str
+    name: str
+
+
+Piece = Union[Fixture, Test, Case, Hook, Broken, Reader, Package, Typed, Again, Edit]
 
 
 @dataclass(frozen=True)
@@ -165,14 +306,26 @@ class Project:
     def tests(self) -> list[Test]:
         return [piece for piece in self.pieces if isinstance(piece, Test)]
 
+    def cases(self) -> list[Case]:
+        return [piece for piece in self.pieces if isinstance(piece, Case)]
+
     def fixtures(self) -> list[Fixture]:
         return [piece for piece in self.pieces if isinstance(piece, Fixture)]
 
-    def broken(self) -> list[Broken]:
-        return [piece for piece in self.pieces if isinstance(piece, Broken)]
-
     def hooks(self) -> set[str]:
         return {piece.name for piece in self.pieces if isinstance(piece, Hook)}
+
+    def typed(self) -> list[str]:
+        """The arguments of each run."""
+        typed = [argument for piece in self.pieces if isinstance(piece, Typed) for argument in piece.arguments]
+        if any(isinstance(piece, Broken) and piece.goes_on for piece in self.pieces):
+            typed.append("--continue-on-collection-errors")
+        return typed
+
+    def runs(self) -> list[list[str]]:
+        """The arguments of one run after the other."""
+        typed = self.typed()
+        return [typed, *([*typed, *piece.arguments] for piece in self.pieces if isinstance(piece, Again))]
 
     def actions(self) -> set[str]:
         """What is done anywhere in the project."""
@@ -181,104 +334,100 @@ class Project:
         }
 
     def crashes(self) -> bool:
-        return any(action.startswith("crash") for action in self.actions())
+        """Whether a process ends, or is ended, in the middle of something."""
+        return self.hangs() or any(action.startswith("crash") for action in self.actions())
+
+    def hangs(self) -> bool:
+        return any(action.startswith("hang") for action in self.actions())
 
     def exits(self) -> bool:
         return "exit" in self.actions()
 
+    def flaky(self) -> bool:
+        return "flaky" in self.actions()
+
     def ordered(self) -> bool:
         return any(test.after for test in self.tests())
 
+    def unstable(self) -> bool:
+        """Whether names of tests are others in each collection."""
+        return any(test.parameters in ("uuid", "process") for test in self.tests())
+
+    def counts_differ(self) -> bool:
+        """Whether there are more tests in one collection than in another."""
+        return any(test.parameters == "process" for test in self.tests())
+
+    def options(self) -> set[str]:
+        """The options of all runs."""
+        return {argument.partition("=")[0] for run in self.runs() for argument in run}
+
+    def stops(self) -> bool:
+        """Whether a failure can end a run."""
+        return bool(self.options() & {"-x", "--maxfail", "--sw"})
+
+    def looks_back(self) -> bool:
+        """Whether tests are chosen by what became of them before."""
+        return bool(self.options() & {"--lf", "--ff", "--nf", "--sw"})
+
     def wide_teardowns(self) -> bool:
         """Whether how often a teardown fails depends on which worker ran what."""
-        return any(f.teardown not in ("pass", "slow") and f.scope != "function" for f in self.fixtures())
+        return any(f.teardown not in HARMLESS and f.scope != "function" for f in self.fixtures()) or any(
+            case.class_teardown not in HARMLESS for case in self.cases()
+        )
 
-    def without(self, piece: Piece) -> Project:
-        return Project(tuple(other for other in self.pieces if other is not piece))
+    def wide_words(self) -> bool:
+        """Whether how often something is said or warned of depends on which worker ran what."""
+        return any(f.scope != "function" and {"warn", "say"} & {f.setup, f.teardown} for f in self.fixtures())
 
-    def files(self) -> dict[str, str]:
-        """The text of each file, by its name."""
-        names = {piece.file for piece in self.pieces if not isinstance(piece, Hook)}
+    def without(self, pieces: tuple[Piece, ...]) -> Project:
+        return Project(tuple(other for other in self.pieces if not any(other is piece for piece in pieces)))
+
+    def files(self, edited: bool) -> dict[str, str]:
+        """The text of each file, by its name. `edited`: as it is from the second run on."""
+        edits = {(piece.file, piece.name) for piece in self.pieces if isinstance(piece, Edit) and edited}
+        names = {piece.file for piece in self.pieces if isinstance(piece, (Fixture, Test, Case, Broken, Reader))}
         texts = {}
         for name in sorted(names | {"conftest.py"}):
-            parts = [PRELUDE] if name == "conftest.py" else [PRELUDE, "ran = set()\n"]
+            is_conftest = name.endswith("conftest.py")
+            parts = [PRELUDE] if is_conftest else [PRELUDE, "ran = set()\n"]
+            group = ""
+            visible = {f.name for f in self.fixtures() if f.file in visible_from(name)}
             for piece in self.pieces:
                 if isinstance(piece, Hook):
                     parts += [HOOKS[piece.name]] if name == "conftest.py" else []
-                elif piece.file != name:
+                elif isinstance(piece, (Package, Typed, Again, Edit)) or piece.file != name:
                     continue
                 elif isinstance(piece, Fixture):
+                    parts.append(piece.render(visible))
+                elif isinstance(piece, Case):
                     parts.append(piece.render())
+                    group = ""
                 elif isinstance(piece, Broken):
                     parts.append("import no_such_module_anywhere\n")
+                elif isinstance(piece, Reader):
+                    parts.append("open('pytest.ini').close()\n")
                 else:
-                    visible = {f.name for f in self.fixtures() if f.file in (name, "conftest.py")}
-                    parts.append(piece.render(visible))
+                    text = piece.render(visible, (piece.file, piece.name) in edits)
+                    if piece.group and piece.group != group:
+                        parts.append(f"class {piece.group}:")
+                    group = piece.group
+                    parts.append(textwrap.indent(text, "    ") if group else text)
             texts[name] = "\n".join(parts)
+        for piece in self.pieces:
+            if isinstance(piece, Package):
+                texts[f"{piece.directory}/__init__.py"] = ""
         texts["pytest.ini"] = "[pytest]\n"
         return texts
 
-    def write(self, directory: Path) -> None:
-        for name, text in self.files().items():
-            (directory / name).write_text(text)
+    def write(self, directory: Path, edited: bool) -> None:
+        for name, text in self.files(edited).items():
+            path = directory / name
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists() or path.read_text() != text:
+                path.write_text(text)
 
 
-def generate(seed: int, pending: bool) -> Project:
-    """The project of a seed. One fault or few, in a project that is otherwise plain: so it is seen what causes what."""
-    rng = random.Random(seed)
-    pieces: list[Piece] = []
-    # A theme decides what may happen, as much of it excludes what else could be compared.
-    theme = rng.choice(["plain", "plain", "crash", "exit", "order", "unstable", "broken"])
-    test_actions = ["pass"] * 6 + ["slow", "fail", "skip", "exit-code"]
-    fixture_actions = ["pass"] * 5 + ["slow", "fail", "skip"]
-    if theme == "crash":
-        test_actions += ["crash-exit", "crash-signal"]
-        fixture_actions += ["crash-exit", "crash-signal"]
-    # An expected failure is not an expected crash, which plain pytest is told to be a failure.
-    possible = [mark for mark in MARKS if theme != "crash" or mark.startswith("skip")]
-    parameters = ["", "", "", "stable", "empty"] + (["classes", "uuid"] * 2 if theme == "unstable" else [])
-    for hook in HOOKS:
-        if rng.random() < 0.15 and not (theme == "order" or (theme == "unstable" and hook == "deselect")):
-            pieces.append(Hook(hook))
-    files = [f"test_{letter}.py" for letter in "abcd"[: rng.randint(1, 4)]]
-    for number in range(rng.randint(0, 4)):
-        scope = rng.choice(SCOPES)
-        setup, teardown = rng.choice(fixture_actions), rng.choice(fixture_actions)
-        if teardown == "skip" or (
-            teardown.startswith("crash")
-            and scope != "function"
-            and not (pending and "crash-in-wide-teardown" in PENDING)
-        ):
-            teardown = "fail"
-        if theme == "exit" and teardown == "fail":
-            # pytest forgets the exit for a teardown that fails on the way out.
-            teardown = "pass"
-        if theme == "crash" and teardown == "fail" and scope != "function":
-            # A test that this befalls could not be told from one that crashed.
-            teardown = "pass"
-        file = rng.choice([*files, "conftest.py"])
-        pieces.append(Fixture(file, f"fixture_{number}", scope, setup, teardown, rng.random() < 0.1))
-    names = [piece.name for piece in pieces if isinstance(piece, Fixture)]
-    for file in files:
-        before = ""
-        for number in range(rng.randint(1, 6)):
-            used = tuple(name for name in names if rng.random() < 0.25)
-            marks = tuple(mark for mark in possible if rng.random() < 0.06)
-            test = Test(
-                file,
-                f"test_{number}",
-                rng.choice(test_actions),
-                used,
-                rng.choice(parameters),
-                marks,
-                rng.random() < 0.25,
-                before if theme == "order" and rng.random() < 0.5 else "",
-            )
-            pieces.append(test)
-            before = test.name
-    if theme == "broken":
-        pieces.append(Broken("test_broken.py", rng.random() < 0.5))
-    if theme == "exit":
-        index, chosen = rng.choice([(at, piece) for at, piece in enumerate(pieces) if isinstance(piece, Test)])
-        pieces[index] = replace(chosen, action="exit", marks=())
-    return Project(tuple(pieces))
+def visible_from(file: str) -> tuple[str, ...]:
+    """The files whose fixtures a file sees."""
+    directory, slash, _ = file.rpartition("/")
+    return (file, f"{directory}{slash}conftest.py", "conftest.py")
