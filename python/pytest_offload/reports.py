@@ -117,12 +117,12 @@ def revived(config: pytest.Config, data: dict[str, Any]) -> Any:
 def as_rerun(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:
     """The reports of an attempt that is followed by another one, as pytest-rerunfailures has them.
 
-    Of its subtests nothing is said: those of the last attempt count.
+    Nothing of it counts: neither its subtests nor a call that passed before the teardown failed.
     """
     own = [report for report in reports if not hasattr(report, "context")]
     # A test of unittest passes although a subtest has failed.
     at = next((i for i, report in enumerate(own) if report.failed), min(1, len(own) - 1))
-    shown = own[: at + 1]
+    shown = [report for report in own[:at] if report.when == "setup"] + own[at : at + 1]
     if shown:
         shown[-1].outcome = "rerun"  # type: ignore[assignment]
     return shown

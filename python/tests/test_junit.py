@@ -88,3 +88,9 @@ class Case(unittest.TestCase):
     assert outcome.exit_code == 0, outcome.text
     counts = Counter(category for _, category in outcome.outcomes)
     assert counts == {"passed": 1, "rerun": 1, "subtests passed": 4}, outcome.text
+
+
+def test_a_call_that_passed_in_an_attempt_that_is_repeated_does_not_count(run: Runner) -> None:
+    run.write(test_tried=FAILS_AT_FIRST.replace("def test_always(tears_down): assert False", ""))
+    outcome = run.offload("--offload-retries=3")
+    assert (outcome.exit_code, outcome.counts) == (0, {"passed": 13, "rerun": 12}), outcome.text
