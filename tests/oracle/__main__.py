@@ -23,7 +23,7 @@ from pathlib import Path
 
 from compare import Difference, Mode, choose, differences
 from execute import prepare, run
-from generate import generate
+from generate import THEMES, generate
 from project import Project
 from records import Run
 
@@ -77,7 +77,7 @@ def minimised(project: Project, failure: Failure, base: Path) -> tuple[Project, 
 
 def one(options: argparse.Namespace, seed: int, base: Path) -> tuple[int, str]:
     """What a user has to know of a seed that fails; nothing of another one."""
-    project = generate(seed, options.pending)
+    project = generate(seed, options.pending, options.theme)
     modes = choose(project, random.Random(-seed), options.modes)
     return seed, "".join(report(options, seed, project, failure, base) for failure in trial(project, modes, base))
 
@@ -86,6 +86,7 @@ def report(options: argparse.Namespace, seed: int, project: Project, failure: Fa
     mode, said, _ = failure
     lines = [f"  pytest {' '.join([*mode.arguments(), *project.typed()])}", *(f"    {text}" for _, text in said)]
     more = (f" --modes {options.modes}" if options.modes != 1 else "") + (" --pending" if options.pending else "")
+    more += f" --theme {options.theme}" if options.theme else ""
     lines.append(f"  again: target/venv/bin/python tests/oracle --first {seed} --seeds 1{more} --minimise")
     if options.minimise:
         project, (_, said, runs) = minimised(project, failure, base)
@@ -105,6 +106,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds")
     parser.add_argument("--modes", type=int, default=1, help="how many modes for each seed")
     parser.add_argument("--jobs", type=int, default=(os.cpu_count() or 2) + 1, help="how many seeds at once")
+    parser.add_argument("--theme", choices=list(THEMES), help="make projects of one kind only")
     parser.add_argument("--pending", action="store_true", help="also make what is known to fail")
     parser.add_argument("--minimise", action="store_true", help="leave out of failing projects what is not needed")
     parser.add_argument("--keep", type=Path, help="the directory for the projects of seeds that fail")

@@ -337,6 +337,10 @@ class Project:
         """Whether a process ends, or is ended, in the middle of something."""
         return self.hangs() or any(action.startswith("crash") for action in self.actions())
 
+    def wide_crashes(self) -> bool:
+        """Whether a process ends when it tears down what several tests have set up."""
+        return any(f.teardown.startswith("crash") and f.scope != "function" for f in self.fixtures())
+
     def hangs(self) -> bool:
         return any(action.startswith("hang") for action in self.actions())
 
