@@ -493,6 +493,8 @@ class Controller:
             # Of a test that has switched capture off: it is for the terminal.
             sys.stdout.write(value)
             sys.stdout.flush()
+        elif kind == "live_log":
+            self._show_live_log(worker, **value)
         elif kind == "coverage_file":
             self.coverage_files.append(Path(value))
         elif kind == "nodeids":
@@ -563,13 +565,7 @@ class Controller:
         self.warnings.append(text)
 
     def _on_waiting(self, text: str, *_: object) -> None:
-        terminal = self.config.pluginmanager.getplugin("terminalreporter")
-        if terminal is not None:
-            # Behind dots, of which the reporter does not know that the line has not ended.
-            if terminal._tw.width_of_current_line:
-                terminal._tw.line()
-            terminal.ensure_newline()
-            terminal.write_line(f"offload: {text}")
+        self._write_lines([f"offload: {text}"])
 
     def _on_problem(self, text: str, *_: object) -> None:
         self.problem = text
@@ -616,6 +612,24 @@ class Controller:
             raise Failed(self.session.shouldfail)
         if self.session.shouldstop:
             raise Interrupted(self.session.shouldstop)
+
+    def _show_live_log(self, worker: str | None, nodeid: str, when: str, text: str) -> None:
+        # Under its worker's name, as results are.
+        names = (worker and f"[{worker}]", nodeid, when and f"({when})")
+        where = " ".join(name for name in names if name)
+        self._write_lines([f"{where} {line}" for line in text.splitlines() or [""]])
+
+    def _write_lines(self, lines: list[str]) -> None:
+        """Shows whole lines at once."""
+        terminal = self._reporter()
+        if terminal is None:
+            return
+        terminal.ensure_newline()
+        # Behind dots, of which the reporter does not know that the line has not ended.
+        if terminal._tw.width_of_current_line:
+            terminal._tw.line()
+        for line in lines:
+            terminal.write_line(line)
 
     def _reporter(self) -> Any:
         return self.config.pluginmanager.getplugin("terminalreporter")

@@ -18,6 +18,7 @@ from .collection import Collection, describe
 from .coverage import CoverageKeeper
 from .ending import end_process
 from .identity import IdentityWatch, WorkerInput
+from .livelog import LiveLog, install
 from .originals import getpid
 from .process import become_worker, check_digest
 from .runner import Worker
@@ -68,6 +69,7 @@ class WorkerPlugin:
         self.replace = False
         # Who starts workers when this process has become one.
         self.keeper: Keeper | None = None
+        self.live_log: LiveLog | None = None
         self._deselected: list[str] = []
         self._collect_reports: list[tuple[int, Any]] = []
         self._lastfailed: Any = None
@@ -197,6 +199,7 @@ class WorkerPlugin:
         reporter = session.config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None:
             reporter._session = session
+        self.live_log = install(self, session.config)
         # pytest's own pytest_collection calls this: every hook around collection stays as it is.
         session.__dict__["perform_collect"] = self._perform_collect
 
@@ -248,6 +251,8 @@ class WorkerPlugin:
 
     def collect(self, indices: Iterable[int]) -> None:
         """A worker's share of the collection."""
+        if self.live_log is not None:
+            self.live_log.outside_of_tests("collection")
         for index in indices:
             self._deselected = []
             try:
