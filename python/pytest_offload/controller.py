@@ -136,6 +136,8 @@ class Controller:
         self._how = ""
         self._start_method = ""
         self._finish_lines: list[list[str]] = []
+        # What workers warned of when their sessions were over: each text once, however many workers it comes from.
+        self._last_warnings: dict[str, None] = {}
         self._properties: set[tuple[str, str]] = set()
         self._seen: list[str] = []
         self._parsed: dict[str, Any] = {}
@@ -215,6 +217,10 @@ class Controller:
         if self.flaky and self.settings.fail_on_flaky:
             session.testsfailed += 1
         return True
+
+    def pytest_unconfigure(self) -> None:
+        # Where pytest does not record them either, and they are written at once.
+        sys.stderr.write("".join(self._last_warnings))
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, Any] | None:
         if report.outcome == "rerun":  # type: ignore[comparison-overlap]
@@ -493,6 +499,8 @@ class Controller:
             # Of a test that has switched capture off: it is for the terminal.
             sys.stdout.write(value)
             sys.stdout.flush()
+        elif kind == "last_warning":
+            self._last_warnings[value] = None
         elif kind == "live_log":
             self._show_live_log(worker, **value)
         elif kind == "coverage_file":

@@ -474,6 +474,19 @@ def test_benchmark(run: Runner, start: str) -> None:
     assert "collection is shared out" in outcome.text
 
 
+@pytest.mark.parametrize("start", START)
+def test_benchmarks_that_are_disabled_are_said_to_be(run: Runner, start: str) -> None:
+    run.load("pytest_benchmark.plugin")
+    run.write(test_a=MANY, test_b=MANY, test_c="def test_add(benchmark): assert benchmark(lambda: 1 + 1) == 2")
+    outcome = run.offload(start)
+    # Newer versions say it once, and on standard error; older ones among the warnings.
+    assert f"{outcome.errors}{outcome.text}".count("Benchmarks are automatically disabled") >= 1
+    assert outcome.errors.count("Benchmarks are automatically disabled") <= 1
+    outcome = run.offload(start, "--benchmark-only")
+    assert outcome.exit_code == 4
+    assert "Can't have both --benchmark-only and --benchmark-disable" in outcome.errors
+
+
 def test_a_plugin_that_reads_and_reads_again_costs_no_second_collection(run: Runner) -> None:
     run.load("pytest_benchmark.plugin")
     # What needs the whole list has one process collect.

@@ -184,14 +184,18 @@ class WorkerPlugin:
             stash: Any = config.stash
             stash[xml_key] = self.xml
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_unconfigure(self, config: pytest.Config) -> None:
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_unconfigure(self, config: pytest.Config) -> Iterator[None]:
         if self.xml is not None:
             from _pytest.junitxml import xml_key
 
             stash: Any = config.stash
             stash.setdefault(xml_key, self.xml)
             del stash[xml_key]
+        with warnings.catch_warnings():
+            # pytest does not record these. They are for the terminal, as they are with xdist.
+            warnings.showwarning = self._pass_warning_on
+            yield
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
@@ -200,6 +204,10 @@ class WorkerPlugin:
         if reporter is not None:
             reporter._session = session
         self.live_log = install(self, session.config)
+        benchmarks: Any = getattr(session.config, "_benchmarksession", None)
+        if hasattr(benchmarks, "xdist_worker"):
+            # It warns in the first worker that it disables benchmarks; which worker has some is not known.
+            benchmarks.xdist_worker = "gw0"
         # pytest's own pytest_collection calls this: every hook around collection stays as it is.
         session.__dict__["perform_collect"] = self._perform_collect
 
@@ -352,6 +360,18 @@ class WorkerPlugin:
                 "location": location,
             },
         )
+
+    def _pass_warning_on(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: str | None = None,
+    ) -> None:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        self.channel.post("data", kind="last_warning", payload=text)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         if isinstance(excinfo.value, pytest.exit.Exception):
