@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 
 from .nodes import WorkerNode
+from .worker import bdd
 from .worker.channel import untagged
 
 Phase = Literal["setup", "call", "teardown"]
@@ -123,6 +124,10 @@ def as_rerun(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:
     # A test of unittest passes although a subtest has failed.
     at = next((i for i, report in enumerate(own) if report.failed), min(1, len(own) - 1))
     shown = [report for report in own[:at] if report.when == "setup"] + own[at : at + 1]
+    for report in shown:
+        for attribute in (bdd.ATTRIBUTE, bdd.OLD_ATTRIBUTE):
+            # pytest-bdd's reporters know no attempts.
+            report.__dict__.pop(attribute, None)
     if shown:
         shown[-1].outcome = "rerun"  # type: ignore[assignment]
     return shown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest import nodes
 
+from . import bdd
 from .channel import Channel, Closed, shorten, tagged, untagged
 from .collection import Collection, describe
 from .coverage import CoverageKeeper
@@ -30,6 +31,7 @@ from .standins import (
     XmlRecorder,
     has_foreign_plugins,
     register_group_marker,
+    silence,
     stand_in_for_xdist,
     xdist_fixtures,
 )
@@ -175,8 +177,8 @@ class WorkerPlugin:
         plugins = config.pluginmanager
         reporter = plugins.getplugin("terminalreporter")
         if reporter is not None:
-            plugins.unregister(reporter)
-            plugins.register(QuietTerminal(reporter), "terminalreporter")
+            # Other plugins may still replace it.
+            silence(reporter)
         if getattr(config.option, "xmlpath", None):
             from _pytest.junitxml import xml_key
 
@@ -197,12 +199,17 @@ class WorkerPlugin:
             warnings.showwarning = self._pass_warning_on
             yield
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
         self.collection = Collection(session)
-        reporter = session.config.pluginmanager.getplugin("terminalreporter")
+        plugins = session.config.pluginmanager
+        reporter: Any = plugins.getplugin("terminalreporter")
         if reporter is not None:
+            plugins.unregister(reporter)
+            plugins.register(QuietTerminal(reporter), "terminalreporter")
             reporter._session = session
+        bdd.register(session.config)
         self.live_log = install(self, session.config)
         benchmarks: Any = getattr(session.config, "_benchmarksession", None)
         if hasattr(benchmarks, "xdist_worker"):

@@ -37,7 +37,7 @@ class QuietTerminal:
 
     def __init__(self, reporter: Any) -> None:
         self.__dict__["_reporter"] = reporter
-        reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process lives
+        silence(reporter)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("pytest_"):
@@ -46,6 +46,11 @@ class QuietTerminal:
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self.__dict__["_reporter"], name, value)
+
+
+def silence(reporter: Any) -> None:
+    """Has a terminal reporter write nothing."""
+    reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process lives
 
 
 class XmlRecorder:
