@@ -66,6 +66,7 @@ class Session:
     def drop_after(self, key: int) -> None:
         """Has no test with a larger key started any more. Does not wait."""
 
+    def name_tests(self) -> None: ...
     def set_environ(self, changed: dict[str, str | None]) -> None:
         """Changes variables for a template that is started again; None removes one."""
 

@@ -23,6 +23,7 @@ from _pytest.main import Failed, Interrupted
 from . import early, junit, reports, xdist
 from .nodes import Nodes, WorkerNode
 from .reports import Attempt
+from .worker import bdd
 from .worker.frozen import freeze
 
 if TYPE_CHECKING:
@@ -166,12 +167,18 @@ class Controller:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
+        if self.config.pluginmanager.hasplugin("rich-terminal-reporter"):
+            raise pytest.UsageError(
+                "--rich is not supported by --offload: pytest-rich's reporter needs the collected tests themselves, "
+                "which are in other processes; leave it out (pytest-sugar works)"
+            )
         reporter = self._reporter()
         if reporter is not None:
             # Results of many files come interleaved: one line of dots, as under xdist.
             reporter.showfspath = False
         # Called by pytest's own pytest_collection, so that every hook around collection stays.
         session.__dict__["perform_collect"] = lambda *_args, **_kwargs: []
+        bdd.register(self.config)
         self.nodes.announce(self.core)
 
     @pytest.hookimpl(tryfirst=True)
@@ -365,6 +372,9 @@ class Controller:
         failed = session.testsfailed
         if failed and not self.config.option.continue_on_collection_errors:
             raise Interrupted(f"{failed} error{'s' if failed != 1 else ''} during collection")
+
+    def _on_tests(self, ids: list[str], *_: object) -> None:
+        self.nodes.collected(ids)
 
     def _on_started(
         self,

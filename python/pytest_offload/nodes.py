@@ -102,6 +102,8 @@ class Nodes(dict[str, WorkerNode]):
         if gateway is not None:
             for node in nodes:
                 gateway(gateway=self[node].gateway)
+        if self._hook("pytest_xdist_node_collection_finished") is not None:
+            core.name_tests()
         message = self._message(nodes, ask)
         changed = self.changed_environ()
         if changed:
@@ -150,6 +152,14 @@ class Nodes(dict[str, WorkerNode]):
         hook = self._hook("pytest_testnodeready")
         if hook is not None:
             hook(node=self[worker])
+
+    def collected(self, ids: list[str]) -> None:
+        """All tests are known. Each worker finds them, as far as plugins can tell."""
+        hook = self._hook("pytest_xdist_node_collection_finished")
+        if hook is not None:
+            for number in range(self.count):
+                self.ready(f"gw{number}")
+                hook(node=self[f"gw{number}"], ids=ids)
 
     def crashed(self, nodeid: str, report: pytest.TestReport, will_retry: bool) -> None:
         """A worker died while it ran a test. Whether it is tried again has been decided already."""

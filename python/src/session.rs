@@ -129,6 +129,11 @@ impl Session {
         self.cancel.stop_after(key);
     }
 
+    /// Has the run tell the node ids of all tests once they are collected.
+    fn name_tests(&self) {
+        self.host.name_tests();
+    }
+
     /// Changes variables for a template that is started again; `None` removes one.
     fn set_environ(&self, changed: BTreeMap<OsString, Option<OsString>>) {
         self.host.set_environ(changed);

@@ -207,6 +207,8 @@ class Hooks:
         self.note("newgateway", gateway.id)
     def pytest_testnodeready(self, node):
         self.note("ready", node.gateway.id)
+    def pytest_xdist_node_collection_finished(self, node, ids):
+        self.note("collected", node.gateway.id, *ids)
     def pytest_handlecrashitem(self, crashitem, report, sched):
         self.note("crash", crashitem)
     def note(self, *what):
@@ -225,8 +227,19 @@ def test_hooks_of_xdist_are_called(run: Runner, xdist: tuple[str, ...]) -> None:
     run.write(conftest=HOOKS, test_a="import os\ndef test_dies(): os._exit(3)\n" + MANY)
     assert run.offload().exit_code == 1
     said = (run.path / "hooks").read_text().splitlines()
-    assert said[:3] == ["setupnodes 1", "newgateway gw0", "ready gw0"]
+    ids = ["test_a.py::test_dies", *(f"test_a.py::test_{number}" for number in range(6))]
+    assert said[:4] == ["setupnodes 1", "newgateway gw0", "ready gw0", f"collected gw0 {' '.join(ids)}"]
     assert "crash test_a.py::test_dies" in said
+
+
+@pytest.mark.parametrize("mode", [*START, "--offload-collect=serial"])
+def test_every_worker_is_said_to_find_all_tests(run: Runner, mode: str) -> None:
+    run.load()
+    run.write(conftest=HOOKS, test_a=MANY, test_b="def test_last(): pass")
+    assert run.offload(mode, "-k", "test_last or test_3").exit_code == 0
+    said = [line.split() for line in (run.path / "hooks").read_text().splitlines()]
+    ids = ["test_a.py::test_3", "test_b.py::test_last"]
+    assert [words for words in said if words[0] == "collected"] == [["collected", gw, *ids] for gw in ("gw0", "gw1")]
 
 
 def test_reruns_repeat_crashes(run: Runner) -> None:
@@ -252,6 +265,36 @@ def test_fails_after_a_crash():
     assert outcome.counts["passed"] == 7, outcome.text
     assert [category for nodeid, category in outcome.outcomes if nodeid.endswith("test_dies")].count("rerun") == 2
     assert [category for nodeid, category in outcome.outcomes if nodeid.endswith("dies_once")].count("rerun") == 1
+
+
+@pytest.mark.parametrize("xdist", [(), ("xdist.plugin",)], ids=["alone", "beside xdist"])
+@pytest.mark.parametrize("mode", [*START, "--offload-isolation=test"])
+@pytest.mark.parametrize("option", ["", "--reruns=1"])
+def test_a_mark_of_rerunfailures_repeats_crashes(run: Runner, mode: str, option: str, xdist: tuple[str, ...]) -> None:
+    run.load("pytest_rerunfailures", *xdist)
+    run.write(
+        test_a="""
+import os
+def die(name, times):
+    with open(name, "a+") as file:
+        file.write("x")
+        file.seek(0)
+        if len(file.read()) <= times: os._exit(3)
+@pytest.mark.flaky(reruns=2)
+def test_third(): die("third", 2)
+@pytest.mark.flaky(reruns=2)
+def test_always(): die("always", 9)
+@pytest.mark.flaky(reruns=0)
+def test_never(): die("never", 9)
+def test_unmarked(): die("unmarked", 9)
+""",
+        test_b=MANY,
+    )
+    outcome = run.offload(mode, *([option] if option else []))
+    ran = {name: len((run.path / name).read_text()) for name in ("third", "always", "never", "unmarked")}
+    assert ran == {"third": 3, "always": 3, "never": 1, "unmarked": 2 if option else 1}, outcome.text
+    assert outcome.counts["failed"] == 3
+    assert outcome.counts["rerun"] == (5 if option else 4)
 
 
 @pytest.mark.parametrize("start", START)

@@ -20,6 +20,7 @@ from .isolated import Isolated
 from .originals import monotonic
 from .outcome import PHASES, is_plain_pass, message_of, outcome_of, text_of
 from .process import Dumps, outside_of_tests
+from .reruns import CrashRetries
 from .world import World
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Worker:
         self._charge = Charge(plugin.collection, whole=plugin.init["collect"] == "serial")
         #: How things were before the first test, where files may be collected after it.
         self.world: World | None = None
+        self._crash_retries = CrashRetries(plugin.channel, plugin.session.config)
 
     def run(self) -> None:
         while True:
@@ -130,6 +132,7 @@ class Worker:
         item = self._item(test)
         if item is None:
             return
+        self._crash_retries.tell(key, item)
         if self.isolated is not None:
             passed = self.isolated.run(key, item)
             self._dumps.forget()

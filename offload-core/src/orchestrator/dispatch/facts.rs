@@ -304,7 +304,7 @@ impl Dispatcher<'_> {
         if let Execution::Pytest(host) = &self.context.execution
             && attempt.result.outcome == TestOutcome::Crashed
         {
-            self.scheduler.grant_retry(TestIndex(key), host.options().crash_retries);
+            self.scheduler.grant_retry(TestIndex(key), host.crash_retries(key));
         }
         if self.scheduler.finished(index, TestIndex(key), verdict, now) {
             self.tests[key as usize].attempts.push(attempt);

@@ -30,6 +30,7 @@ use crate::event::NativeEvent;
 use crate::framework::{Discovered, DiscoverySink};
 use crate::provider::{ProviderError, ProviderResult, Sandbox};
 use crate::random;
+use crate::worker::TestKey;
 
 /// How long workers that ran no test may take to tear down what collecting set up.
 const DISMISSAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -69,6 +70,10 @@ struct State {
     waiting: BTreeMap<u32, WorkerProcess>,
     /// Names for the tests of each file, as they were collected first.
     digests: HashMap<u32, Arc<str>>,
+    /// How often tests may be tried again whose process dies, where they say so themselves.
+    crash_retries: HashMap<TestKey, u32>,
+    /// Whoever follows the run wants to know the names of all tests.
+    names_tests: bool,
     /// Where the template will connect, if that had to be known before it is looked after.
     meeting: Option<Meeting>,
 }
@@ -380,6 +385,26 @@ impl PytestHost {
     /// What the tests of a file have to be in any other process.
     pub(crate) fn digest(&self, unit: u32) -> Option<Arc<str>> {
         self.state().digests.get(&unit).cloned()
+    }
+
+    /// Takes note of what a test says itself on how often it may be tried again if its process dies.
+    pub(crate) fn set_crash_retries(&self, key: TestKey, most: u32) {
+        self.state().crash_retries.insert(key, most);
+    }
+
+    /// How often a test may be tried again whose process died.
+    pub(crate) fn crash_retries(&self, key: TestKey) -> u32 {
+        self.state().crash_retries.get(&key).copied().unwrap_or(self.options.crash_retries)
+    }
+
+    /// Has all tests be named once they are collected, by an event `tests` of pytest's.
+    pub fn name_tests(&self) {
+        self.state().names_tests = true;
+    }
+
+    /// Whether all tests are to be named.
+    pub(crate) fn names_tests(&self) -> bool {
+        self.state().names_tests
     }
 
     /// Leaves a worker for the sandbox `slot`.

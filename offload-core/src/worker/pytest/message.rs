@@ -101,6 +101,8 @@ pub(crate) enum Incoming {
     Replace,
     /// The process is that of the test alone, where it has one.
     Started(TestKey, Option<Pid>),
+    /// How often the test, which starts next, may be tried again if its process dies.
+    CrashRetries(TestKey, u32),
     /// Between two tests: it tears down what the last ones have set up.
     TearingDown,
     Finished(TestKey, Box<TestResult>),
@@ -235,6 +237,7 @@ enum Kind {
     Replace,
     Exited,
     Started,
+    CrashRetries,
     TearingDown,
     Finished,
     Crashed,
@@ -284,6 +287,8 @@ struct Line {
     id: Lossy,
     #[serde(default)]
     pid: i32,
+    #[serde(default)]
+    retries: u32,
     #[serde(default)]
     dump: Option<String>,
     #[serde(default)]
@@ -371,6 +376,7 @@ impl Line {
                 None => Incoming::Nothing,
             },
             (Kind::TakenBack, _) => Incoming::TakenBack(self.keys),
+            (Kind::CrashRetries, Some(key)) => Incoming::CrashRetries(key, self.retries),
             (Kind::TearingDown, _) => Incoming::TearingDown,
             (Kind::Yielded, _) => Incoming::Yielded,
             (Kind::Refused, _) => {
@@ -437,9 +443,16 @@ impl Line {
             }
             (Kind::Log, _) => Incoming::Log(self.text.unwrap_or_default().0),
             (Kind::Bye, _) => Incoming::Bye { output: self.workeroutput },
-            (Kind::Alive | Kind::Unknown | Kind::Started | Kind::Finished | Kind::Crashed | Kind::LateReport, _) => {
-                Incoming::Nothing
-            }
+            (
+                Kind::Alive
+                | Kind::Unknown
+                | Kind::Started
+                | Kind::CrashRetries
+                | Kind::Finished
+                | Kind::Crashed
+                | Kind::LateReport,
+                _,
+            ) => Incoming::Nothing,
         }
     }
 

@@ -14,7 +14,7 @@ macro_rules! files {
 pub(super) const FILES: &[(&str, &str)] = files! {
     "__init__.py" "__main__.py" "bdd.py" "channel.py" "charge.py" "collection.py" "coverage.py" "ending.py" "fingerprint.py"
     "frozen.py" "identity.py" "isolated.py" "keeper.py" "livelog.py" "originals.py" "outcome.py" "plugin.py" "process.py" "program.py"
-    "runner.py" "standins.py" "template.py" "world.py"
+    "reruns.py" "runner.py" "standins.py" "template.py" "world.py"
 };
 
 /// Where the program begins that is in the private directory `dir`.

@@ -471,6 +471,7 @@ impl Serving {
                     self.say(Message::Started { key });
                 }
             }
+            Incoming::CrashRetries(key, most) => self.host.set_crash_retries(key, most),
             Incoming::Crashed(key, exit, said) => self.on_crash(key, exit, *said).await,
             Incoming::Finished(key, result) => {
                 let running = self.running.take_if(|running| running.item.key == key).map(|running| running.item);

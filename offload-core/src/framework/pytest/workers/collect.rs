@@ -270,6 +270,10 @@ impl<'a> Collection<'a> {
             self.native("nodeids", serde_json::json!(ids).to_string());
         }
         self.sink.send(Discovered::Native(NativeEvent::new("collected", tests.len().to_string())));
+        if self.host.names_tests() {
+            let ids: Vec<&str> = tests.iter().map(|test| &*test.id).collect();
+            self.native("tests", serde_json::json!(ids).to_string());
+        }
         if self.failures == 0 {
             return Ok(tests);
         }
