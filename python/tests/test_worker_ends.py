@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from conftest import START, Runner
+from conftest import START, Runner, plugins
 
 #: What a worker may do after its last test. `{how}` is code that runs there.
 AFTER_TESTS = {
@@ -124,3 +126,29 @@ def test_exits(resource): pytest.exit("enough", returncode=0)
     outcome = run.offload(f"--offload-{mode}")
     assert (outcome.exit_code, outcome.counts) == (1, {"errors": 1}), outcome.text
     assert "cannot be torn down" in outcome.text
+
+
+#: Tears down until the line that says so has been shown.
+SLOW = """
+import os, time
+def until_it_is_said():
+    give_up = time.monotonic() + 60
+    while "Waiting for" not in open("shown").read() and time.monotonic() < give_up:
+        time.sleep(0.1)
+"""
+SLOW_ENDS = {
+    "the fixture resource, conftest.py:": "session fixture",
+    "the hook pytest_sessionfinish, conftest.py:": "pytest_sessionfinish",
+    "the hook pytest_unconfigure, conftest.py:": "pytest_unconfigure",
+}
+
+
+@pytest.mark.parametrize("what", SLOW_ENDS)
+def test_a_long_teardown_is_named(run: Runner, what: str) -> None:
+    conftest = AFTER_TESTS[SLOW_ENDS[what]].replace("{how}", "until_it_is_said()")
+    run.write(conftest=SLOW + conftest, test_a="def test_passes(): pass")
+    command = [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=1"]
+    with (run.path / "shown").open("w") as shown:
+        subprocess.run(command, cwd=run.path, stdout=shown, stderr=subprocess.STDOUT, check=True, timeout=120)
+    text = (run.path / "shown").read_text()
+    assert f"offload: Waiting for gw0 for 10 s: it tears down what its tests have set up ({what}" in text

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Dispatcher, Fact, urged};
 use crate::config::FlakyPolicy;
-use crate::event::{FinishedTest, NativeEvent, RunEvent, StopReason};
+use crate::event::{FinishedTest, RunEvent, StopReason};
 use crate::framework::{Discovered, Execution, TestOutcome};
 use crate::orchestrator::cancel::Urgency;
 use crate::orchestrator::result::exit_code;
@@ -16,9 +16,6 @@ use crate::orchestrator::scheduler::SandboxIndex;
 
 /// How long sandboxes get to be destroyed at the end.
 const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);
-
-/// How often it is said who is waited for.
-const WAITING_NOTE: Duration = Duration::from_secs(10);
 
 /// How long what they shared may take to be removed after that.
 const FINISH_PATIENCE: Duration = Duration::from_secs(30);
@@ -37,10 +34,9 @@ impl Dispatcher<'_> {
         }
         self.empty_reserve();
         self.orchestrator.provider.give_up();
-        // Workers of pytest tear down what fixtures have set up, for which there is no limit but the user's.
+        // Workers of pytest tear down what fixtures have set up, for which there is no limit but the user's. They say so.
         let tears_down = matches!(self.context.execution, Execution::Pytest(_));
-        let begun = tokio::time::Instant::now();
-        let patience = tokio::time::sleep(if tears_down { WAITING_NOTE } else { TERMINATE_PATIENCE });
+        let patience = tokio::time::sleep(TERMINATE_PATIENCE);
         tokio::pin!(patience);
         while self.creating + self.terminating > 0 {
             tokio::select! {
@@ -64,12 +60,7 @@ impl Dispatcher<'_> {
                     now = true;
                     break;
                 },
-                () = &mut patience => {
-                    if tears_down {
-                        self.say_who_is_waited_for(begun.elapsed());
-                        patience.as_mut().reset(tokio::time::Instant::now() + WAITING_NOTE);
-                        continue;
-                    }
+                () = &mut patience, if !tears_down => {
                     let text = "Some sandboxes could not be destroyed in time and may be left behind.".to_owned();
                     self.emit(RunEvent::Warning { text });
                     break;
@@ -118,16 +109,6 @@ impl Dispatcher<'_> {
         if !self.result.report_errors.is_empty() && self.result.summary.exit_code != 130 {
             self.result.summary.exit_code = 3;
         }
-    }
-
-    fn say_who_is_waited_for(&mut self, elapsed: Duration) {
-        let mut names: Vec<&str> = self.places.values().map(|place| &*place.id).collect();
-        names.sort_unstable();
-        let (names, secs) = (names.join(", "), elapsed.as_secs());
-        let text = format!("Waiting for {names} for {secs} s: it tears down what its tests have set up.");
-        let data = serde_json::Value::from(text.clone()).to_string();
-        self.emit(RunEvent::Native(NativeEvent::new("waiting", data)));
-        tracing::info!("{text}");
     }
 
     fn on_late_report(&mut self, index: SandboxIndex, report: Report) {

@@ -186,6 +186,8 @@ enum Between {
     Approach,
     /// It tears down what its last tests have set up.
     TearDown,
+    /// It does so at its end, when it has no tests any more.
+    End,
 }
 
 struct Serving {
@@ -318,6 +320,8 @@ impl Serving {
         match what {
             Between::Start | Between::Approach => self.host.options().phase_limit,
             Between::TearDown => self.limit,
+            // Its own limit: when it is given up.
+            Between::End => None,
         }
     }
 
@@ -406,6 +410,7 @@ impl Serving {
             Process::Up(worker) => {
                 worker.link.send(&Outgoing::Shutdown);
                 self.give_up_at = self.limit.and_then(|limit| Instant::now().checked_add(limit));
+                self.enter(Some(Between::End));
             }
             // It hears so once it is there.
             Process::Forking(_) | Process::Down => {}
@@ -454,6 +459,9 @@ impl Serving {
     async fn on_message(&mut self, message: Incoming) {
         let tears_down = matches!(message, Incoming::TearingDown);
         self.take_in(message).await;
+        if self.closing {
+            return;
+        }
         let busy = self.running.is_none() && self.told > 0 && matches!(self.process, Process::Up(_));
         match (busy, tears_down) {
             (false, _) if self.between.is_none() => {}

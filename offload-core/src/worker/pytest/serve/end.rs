@@ -289,12 +289,20 @@ impl Serving {
         let (does, doing) = match what {
             Between::Start => ("starts", "to start"),
             Between::Approach => ("has not begun its next test, whose file it may have to collect", "to begin a test"),
-            Between::TearDown => ("tears down what its tests have set up", "to tear down what its tests have set up"),
+            Between::TearDown | Between::End => {
+                ("tears down what its tests have set up", "to tear down what its tests have set up")
+            }
         };
         let Some(limit) = self.limit_between(what).filter(|limit| lasted >= *limit) else {
             if lasted >= WORTH_SAYING && !self.announced {
                 self.announced = true;
-                let text = format!("Waiting for {id} for {} s: it {does}.", lasted.as_secs());
+                let inside = match what {
+                    Between::TearDown | Between::End => self.inside().await,
+                    Between::Start | Between::Approach => None,
+                };
+                let inside = inside.map_or_else(String::new, |inside| format!(" ({inside})"));
+                let text = format!("Waiting for {id} for {} s: it {does}{inside}.", lasted.as_secs());
+                tracing::info!("{text}");
                 let data = serde_json::Value::from(text).to_string();
                 (self.say)(Said::Native(None, self.native("waiting", data.into())));
             }
@@ -321,6 +329,13 @@ impl Serving {
         let path = worker.dump.as_deref()?;
         let stacks = worker.site.stacks(process.unwrap_or(worker.pid), path, DUMP_LINES).await;
         stacks.map(|stacks| stacks::without_pytest(&stacks))
+    }
+
+    /// What of the user's the worker is in while it tears down.
+    async fn inside(&self) -> Option<String> {
+        let Process::Up(worker) = &self.process else { return None };
+        let text = worker.site.stacks(worker.pid, worker.dump.as_deref()?, DUMP_LINES).await?;
+        stacks::torn_down(&text, &self.host.options().cwd)
     }
 
     /// Kills the worker. Its place is free for another at once.

@@ -1,5 +1,7 @@
 //! Stacks as Python's fault handler writes them, innermost frame first: what of them is the test's.
 
+use std::path::Path;
+
 use super::super::output::last_lines;
 
 /// How many lines that were written by a process that died a report shows, if no stack is among them.
@@ -15,6 +17,59 @@ const RUNNER: [&str; 5] = ["/_pytest/", "/pluggy/", "/pytest_offload/", "/pytest
 
 /// The function of pytest that calls everything that can fail.
 const CALLER: &str = " in from_call";
+
+/// What is being torn down: the fixture, finalizer, hook or exit function that the stacks of a worker are in.
+///
+/// Paths below `directory` are shortened.
+pub(super) fn torn_down(text: &str, directory: &Path) -> Option<String> {
+    let frames: Vec<Frame<'_>> = text.lines().filter(|line| is_frame(line)).filter_map(Frame::parse).collect();
+    let mut called: Option<&Frame<'_>> = None;
+    for frame in &frames {
+        if frame.is_runners() {
+            let kind = match (frame.file.rsplit('/').next(), frame.function) {
+                (Some("fixtures.py"), "_teardown_yield_fixture") => Some("the fixture"),
+                (Some("fixtures.py"), "finish") | (Some("runner.py"), "teardown_exact") => Some("the finalizer"),
+                (Some("ending.py"), "run_exit_handlers") => Some("the exit function"),
+                (_, "_multicall") if called.is_some_and(Frame::is_hook) => Some("the hook"),
+                _ => None,
+            };
+            if let (Some(kind), Some(called)) = (kind, called) {
+                let file = Path::new(called.file);
+                let file = file.strip_prefix(directory).unwrap_or(file).display();
+                return Some(format!("{kind} {}, {file}:{}", called.function, called.line));
+            }
+        } else {
+            // The outermost of those between two frames of what runs tests.
+            called = Some(frame);
+        }
+    }
+    None
+}
+
+/// A line of a stack.
+struct Frame<'a> {
+    file: &'a str,
+    line: &'a str,
+    function: &'a str,
+}
+
+impl<'a> Frame<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (file, rest) = text.strip_prefix("  File \"")?.split_once("\", line ")?;
+        let (line, function) = rest.split_once(" in ")?;
+        Some(Self { file, line, function })
+    }
+
+    /// Whether it is of what runs tests.
+    fn is_runners(&self) -> bool {
+        let file = format!("\"{}\"", self.file);
+        RUNNER.iter().any(|part| file.contains(part))
+    }
+
+    fn is_hook(&self) -> bool {
+        self.function.starts_with("pytest_")
+    }
+}
 
 /// Leaves out the frames of pytest below those of the test, as pytest does. A stack that has no others stays whole.
 pub(super) fn without_pytest(text: &str) -> String {
@@ -74,6 +129,32 @@ mod tests {
         assert!(words.starts_with("noise\nFatal Python error"), "{words}");
         assert!(words.contains("in f0\n") && words.contains("in f89\n"), "{words}");
         assert!(!words.contains("_pytest") && words.ends_with("Extension: x"), "{words}");
+    }
+
+    #[test]
+    fn what_is_torn_down_is_named() {
+        let stack = |frames: &[&str]| {
+            let frames: String = frames.iter().map(|frame| format!("  File \"{frame}\n")).collect();
+            format!("Thread 0x2 (most recent call first):\n{frames}")
+        };
+        let named = |frames: &[&str]| torn_down(&stack(frames), Path::new("/p"));
+        let fixture = [
+            "/lib/python3/subprocess.py\", line 1 in wait",
+            "/p/conftest.py\", line 7 in db",
+            "/v/_pytest/fixtures.py\", line 2 in _teardown_yield_fixture",
+            "/v/_pytest/fixtures.py\", line 3 in finish",
+            "/v/_pytest/runner.py\", line 4 in teardown_exact",
+            "/v/_pytest/runner.py\", line 5 in pytest_sessionfinish",
+            "/v/pluggy/_callers.py\", line 6 in _multicall",
+        ];
+        assert_eq!(named(&fixture).as_deref(), Some("the fixture db, conftest.py:7"));
+        let finalizer = [&["/elsewhere/x.py\", line 9 in close"], &fixture[3..]].concat();
+        assert_eq!(named(&finalizer).as_deref(), Some("the finalizer close, /elsewhere/x.py:9"));
+        let hook = ["/p/conftest.py\", line 8 in helper", "/p/conftest.py\", line 9 in pytest_unconfigure", fixture[6]];
+        assert_eq!(named(&hook).as_deref(), Some("the hook pytest_unconfigure, conftest.py:9"));
+        let exit = ["/p/a.py\", line 1 in bye", "/v/pytest_offload/worker/ending.py\", line 2 in run_exit_handlers"];
+        assert_eq!(named(&exit).as_deref(), Some("the exit function bye, a.py:1"));
+        assert_eq!(named(&fixture[3..]), None);
     }
 
     #[test]
