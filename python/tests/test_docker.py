@@ -15,6 +15,7 @@ from typing import Callable
 
 import pytest
 from conftest import Outcome, Runner, plugins
+from test_identity import TELL, UNSTABLE, check_that_what_passed_ran, write_unstable
 
 IMAGE = os.environ.get("OFFLOAD_TEST_IMAGE", "")
 pytestmark = pytest.mark.skipif(not IMAGE, reason="needs Docker; tests/with_docker.sh provides it (OFFLOAD_TEST_IMAGE)")
@@ -206,6 +207,25 @@ def test_junit_files_are_those_of_plain_pytest(containers: Containers) -> None:
     containers.offload("--junitxml=offload.xml", "--offload-junit=ours.xml")
     assert cases(containers.path / "offload.xml") == cases(containers.path / "plain.xml")
     assert len(cases(containers.path / "ours.xml")) == len(cases(containers.path / "plain.xml"))
+
+
+@pytest.mark.parametrize("mode", ["", "--offload-isolation=test"])
+@pytest.mark.parametrize("kind", UNSTABLE)
+def test_what_is_reported_has_run_where_collections_differ(containers: Containers, kind: str, mode: str) -> None:
+    write_unstable(containers.run, kind)
+    outcome = containers.offload(*TELL, *([mode] if mode else []))
+    assert outcome.exit_code == 0, outcome.text
+    assert check_that_what_passed_ran(containers.run, outcome) >= 30
+
+
+def test_a_container_that_alone_has_a_files_tests_takes_them_with_it(containers: Containers) -> None:
+    # The first container is the one that collected: it goes with its first test.
+    write_unstable(containers.run, "random ids")
+    test = containers.path / "test_unstable.py"
+    test.write_text(test.read_text().replace("def ran(name):", "def ran(name):\n    os.kill(-1, 9)"))
+    outcome = containers.offload(*TELL)
+    assert outcome.exit_code != 0, outcome.text
+    assert check_that_what_passed_ran(containers.run, outcome) == 0
 
 
 def test_a_crash_is_named_and_costs_one_test(containers: Containers) -> None:

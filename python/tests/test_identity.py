@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 
 import pytest
-from conftest import START, Runner
+from conftest import START, Outcome, Runner
 
 #: What writes down that a test has really run. Slow enough for the other worker to help.
 LOG = """
@@ -49,6 +50,38 @@ def test_of(request, number): ran(f"{request.node.name} {number}")
 def test_of(request, number): ran(f"{request.node.name} {number % 100}")
 """,
 }
+
+
+#: Has the report tell what ran, where no file comes back from.
+PRINTED = """
+import os, time
+def ran(name):
+    time.sleep(0.02)
+    print("RAN", name)
+"""
+#: Options with which the report tells.
+TELL = ("--junitxml=report.xml", "-ojunit_logging=system-out")
+
+
+def write_unstable(run: Runner, kind: str) -> None:
+    """Writes a file of this kind for sandboxes that are somewhere else, and one beside it."""
+    run.write(test_unstable=UNSTABLE[kind].replace(LOG, PRINTED), test_other="def test_other(): pass")
+
+
+def check_that_what_passed_ran(run: Runner, outcome: Outcome) -> int:
+    """Asserts that each test that passed says itself that it ran, with a value of its own; returns how many did."""
+    passed = [nodeid.split("::")[1] for nodeid, category in outcome.outcomes if category == "passed"]
+    ran = {}
+    for case in ElementTree.parse(run.path / "report.xml").iter("testcase"):
+        said = [line for line in (case.findtext("system-out") or "").splitlines() if line.startswith("RAN ")]
+        if said:
+            assert len(said) == 1, "it ran more than once"
+            ran[case.get("name")] = said[0]
+    assert sorted(passed) == sorted(["test_other", *ran]), outcome.text
+    names = {name: said.split()[1] for name, said in ran.items()}
+    assert names == {name: name for name in ran}
+    assert len({said.split()[2] for said in ran.values()}) == len(ran), "a value ran twice"
+    return len(ran)
 
 
 @pytest.mark.parametrize("mode", ["", "--offload-isolation=test", "--offload-start-method=spawn"])

@@ -15,6 +15,7 @@ from conftest import Outcome, Runner, plugins
 from line import Line, Missing
 from sshd import SERVER, Sshd
 from test_docker import SUITE
+from test_identity import TELL, UNSTABLE, check_that_what_passed_ran, write_unstable
 
 if not os.path.exists(SERVER) and "ssh" in os.environ.get("OFFLOAD_TEST_REQUIRE", "").split():
     raise RuntimeError(f"there is no {SERVER}, and it is required")
@@ -138,6 +139,15 @@ def test_outcomes_are_those_of_plain_pytest(hosts: Hosts) -> None:
     assert "2 sandboxes of provider ssh" in outcome.text
     # As in the repository, of which the tests are in a copy.
     assert "tests/test_outcomes.py:6: AssertionError" in outcome.text
+
+
+@pytest.mark.parametrize("mode", ["", "--offload-isolation=test"])
+@pytest.mark.parametrize("kind", UNSTABLE)
+def test_what_is_reported_has_run_where_collections_differ(hosts: Hosts, kind: str, mode: str) -> None:
+    write_unstable(hosts.run, kind)
+    outcome = hosts.offload(*TELL, *([mode] if mode else []))
+    assert outcome.exit_code == 0, outcome.text
+    assert check_that_what_passed_ran(hosts.run, outcome) >= 30
 
 
 def test_more_workers_than_slots_are_no_obstacle(hosts: Hosts) -> None:
