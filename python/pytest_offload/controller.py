@@ -452,6 +452,7 @@ class Controller:
             made = reports.crashed(attempt, message, details, duration, sections, self.nodes[worker])
             self.nodes.crashed(nodeid, made[0], will_retry)
             self._log(attempt, made)
+            self._stop_after_crashes()
 
         self._commit(attempt, commit, failed=True)
 
@@ -623,6 +624,13 @@ class Controller:
         elif stop is not None:
             self.session.shouldstop = stop["reason"]
         self._stop_if_asked()
+
+    def _stop_after_crashes(self) -> None:
+        """As `--max-worker-restart` says."""
+        most = self.settings.most_crashes
+        if most is not None and len(self.crashes) > most:
+            self.session.shouldfail = f"maximum crashed workers reached: {most} (--max-worker-restart)"
+            self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         """What pytest's own loop does after every test."""

@@ -61,6 +61,8 @@ class Settings(NamedTuple):
     fail_on_flaky: bool
     #: xdist's options that say how this run is distributed, for the header.
     asked: str
+    #: How many workers may crash before the run ends; None: any number.
+    most_crashes: int | None
     #: Sentences on what was configured and has no effect, for the header.
     notices: tuple[str, ...]
 
@@ -247,6 +249,7 @@ def resolve(config: pytest.Config, options: argparse.Namespace) -> Settings:
         secrets=tuple(found["secrets"]),
         fail_on_flaky=options.offload_fail_on_flaky or found["fail_on_flaky"],
         asked=asked.words,
+        most_crashes=xdist.most_crashes(options),
         notices=tuple(found["notices"]),
     )
 

@@ -83,7 +83,7 @@ def _begin(early_config: pytest.Config, forks: bool = True) -> bool:
             plugins.register(PlainRun(reason), "offload-plain")
         return False
     settings = options.resolve(early_config, known)
-    run_uid = uuid.uuid4().hex
+    run_uid = getattr(known, "testrunuid", None) or uuid.uuid4().hex
     environ = dict(os.environ)
     template = early.fork(early_config, settings) if forks and settings.provider == "local" else None
     try:

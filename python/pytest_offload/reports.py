@@ -160,6 +160,7 @@ def _mark(report: Any, attempt: Attempt, node: WorkerNode) -> None:
     report.node = node
     report.worker_id = attempt.worker
     report.item_index = attempt.key
+    report.testrun_uid = node.nodemanager.testrunuid
 
 
 def _add_xml_attributes(

@@ -27,7 +27,6 @@ DIST = {
 }
 #: The hook by which a project says what `-n auto` is.
 AUTO_HOOK = "pytest_xdist_auto_num_workers"
-OPTIONS = ("numprocesses", "maxprocesses", "dist", "distload", "tx")
 
 
 class Asked(NamedTuple):
@@ -63,6 +62,18 @@ def add_options(group: Any) -> None:
         choices=("no", "each", *DIST),
         help="With --offload: which tests stay together, as with pytest-xdist.",
     )
+    group._addoption("-d", dest="distload", action="store_true", default=False, help="With --offload: --dist=load.")
+    group.addoption("--tx", action="append", default=[], help="With --offload: N*popen means -n N.")
+    group.addoption(
+        "--max-worker-restart",
+        dest="maxworkerrestart",
+        default=None,
+        help="With --offload: after how many crashes no more tests are run.",
+    )
+    group.addoption("--testrunuid", default=None, help="With --offload: the id of the run that all workers share.")
+    group.addoption("--maxschedchunk", type=int, default=None, help="Without effect: known for pytest-xdist's sake.")
+    group.addoption("--loadscope-reorder", action="store_true", default=True, help="Without effect, likewise.")
+    group.addoption("--no-loadscope-reorder", dest="loadscope_reorder", action="store_false", help="Likewise.")
 
 
 def _count(text: str) -> int | str:
@@ -100,11 +111,23 @@ def asked(config: pytest.Config, options: argparse.Namespace, cpus: int) -> Aske
     else:
         workers = _environments(getattr(options, "tx", None) or [], words)
     dist = getattr(options, "dist", "no")
+    if dist == "no" and getattr(options, "distload", False):
+        dist = "load"
     if dist == "each":
         raise pytest.UsageError("--dist=each runs every test in every environment; --offload runs each test once")
     if dist != "no":
         words.append(f"--dist {dist}")
     return Asked(workers or None, DIST.get(dist), " ".join(words))
+
+
+def most_crashes(options: argparse.Namespace) -> int | None:
+    """After how many crashes the run is to end; None: never."""
+    said = getattr(options, "maxworkerrestart", None)
+    if said is None:
+        return None
+    if not said.isdigit():
+        raise pytest.UsageError(f"--max-worker-restart: expected a number from 0, not {said!r}")
+    return int(said)
 
 
 def _environments(specs: list[str], words: list[str]) -> int | None:

@@ -147,6 +147,7 @@ def test_options_of_xdist_mean_the_same_where_it_is_not_installed(run: Runner) -
         ((), "3 sandboxes of provider local (-n 3 --dist loadfile)"),
         (("-n2", "--dist=worksteal"), "2 sandboxes of provider local (-n 2 --dist worksteal)"),
         (("-n", "auto"), "4 sandboxes of provider local (-n auto --dist loadfile)"),
+        (("--tx=2*popen", "-d", "--maxschedchunk=1", "--no-loadscope-reorder"), "3 sandboxes of provider local (-n 3"),
         (("--offload-parallel=1",), "1 sandbox of provider local"),
         (("-n0",), "offload: not used, because of -n 0"),
     ):
@@ -157,6 +158,26 @@ def test_options_of_xdist_mean_the_same_where_it_is_not_installed(run: Runner) -
     assert refused.exit_code == 4
     assert "-n needs pytest-xdist, which is not installed, or --offload" in refused.errors
     assert "expected a number, auto or logical, not 'many'" in run.offload("-n", "many").errors
+
+
+def test_environments_of_xdist_are_sandboxes(run: Runner) -> None:
+    run.workers = 0
+    (run.path / "pytest.ini").write_text("[pytest]\naddopts = --tx 3*popen\n")
+    run.write(test_a="def test_uid(testrun_uid): assert testrun_uid == 'mine'")
+    outcome = run.offload("-d", "--testrunuid=mine")
+    assert "3 sandboxes of provider local (--tx 3*popen --dist load)" in outcome.text
+    assert outcome.counts == {"passed": 1}
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_a_run_ends_after_as_many_crashes_as_are_allowed(run: Runner, most: int) -> None:
+    run.workers = 1
+    run.write(test_a="import os\n" + "".join(f"def test_{n}(): os._exit(3)\n" for n in range(8)))
+    outcome = run.offload(f"--max-worker-restart={most}")
+    assert outcome.exit_code == 1, outcome.text
+    assert outcome.counts == {"failed": most + 1}
+    assert f"maximum crashed workers reached: {most} (--max-worker-restart)" in outcome.text
+    assert "expected a number from 0, not 'few'" in run.offload("--max-worker-restart=few").errors
 
 
 def test_what_is_typed_turns_off_what_is_configured(run: Runner) -> None:

@@ -209,6 +209,9 @@ class Hooks:
         self.note("ready", node.gateway.id)
     def pytest_xdist_node_collection_finished(self, node, ids):
         self.note("collected", node.gateway.id, *ids)
+    def pytest_runtest_logreport(self, report):
+        assert report.worker_id == report.node.workerinput["workerid"]
+        assert report.testrun_uid == report.node.workerinput["testrunuid"]
     def pytest_handlecrashitem(self, crashitem, report, sched):
         self.note("crash", crashitem)
     def note(self, *what):

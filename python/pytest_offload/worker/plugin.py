@@ -26,6 +26,8 @@ from .runner import Worker
 from .standins import (
     PLUGIN_FLAGS,
     PLUGIN_OPTIONS,
+    PLUGIN_XDIST_FLAGS,
+    PLUGIN_XDIST_OPTIONS,
     XDIST_OPTIONS,
     QuietTerminal,
     XmlRecorder,
@@ -120,8 +122,11 @@ class WorkerPlugin:
         if importlib.util.find_spec("xdist") is None:
             # Of xdist's options, those that this plugin has where xdist is not installed.
             group._addoption("-n", "--numprocesses", dest="numprocesses")
-            group.addoption("--maxprocesses")
-            group.addoption("--dist", default="no")
+            group._addoption("-d", dest="distload", action="store_true")
+            for flag in PLUGIN_XDIST_OPTIONS:
+                group.addoption(flag)
+            for flag in PLUGIN_XDIST_FLAGS:
+                group.addoption(flag, action="store_true")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> int | None:

@@ -16,6 +16,9 @@ XDIST_OPTIONS: tuple[tuple[str, Any], ...] = (("dist", "no"), ("numprocesses", N
 # As xdist describes its marker, for where xdist is not installed.
 XDIST_GROUP = "xdist_group(name): with --offload-dist=loadgroup, tests of one group run in one sandbox, in order."
 # The options of the plugin, for where it is not: those of `pytest --offload` can be in a project's `addopts`.
+# And those of xdist that the plugin has where xdist is not installed.
+PLUGIN_XDIST_OPTIONS = ("--maxprocesses", "--dist", "--tx", "--max-worker-restart", "--testrunuid", "--maxschedchunk")
+PLUGIN_XDIST_FLAGS = ("--loadscope-reorder", "--no-loadscope-reorder")
 PLUGIN_FLAGS = ("--offload", "--no-offload", "--offload-fail-on-flaky")
 PLUGIN_OPTIONS = (
     "--offload-provider",
