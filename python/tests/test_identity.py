@@ -182,4 +182,7 @@ def test_fresh_processes_whose_tests_are_others_run_none_of_them(run: Runner, ki
     log = run.path / "log"
     ran = {line.split()[0] for line in log.read_text().splitlines()} if log.exists() else set()
     assert passed == {"test_other.py::test_other"} | {f"test_unstable.py::{name}" for name in ran}
-    assert outcome.exit_code == (1 if len(passed) < 31 else 0), outcome.text
+    # A fresh process may happen to have the same tests.
+    assert outcome.exit_code == (1 if any(category != "passed" for _, category in outcome.outcomes) else 0), (
+        outcome.text
+    )
