@@ -83,6 +83,7 @@ fn run_with_workers(threads: usize, tests: &[(&str, &str)]) -> anyhow::Result<us
         unit: units[binary],
         name: (*name).to_owned(),
         attempt: 1,
+        alone: false,
         timeout_ms: Some(60_000),
     });
     // Two tests ahead keep a slot busy.

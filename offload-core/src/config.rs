@@ -338,7 +338,7 @@ pub struct CargoFrameworkConfig {
     pub bin: Option<String>,
     /// `include_ignored`: run the ignored tests, and only those.
     pub include_ignored: bool,
-    /// `isolation`: one process per test, or per batch of a binary.
+    /// `isolation`: what tests share.
     pub isolation: Isolation,
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::framework::{TestOutcome, TestResult};
+use crate::framework::{Isolation, TestOutcome, TestResult};
 
 /// The version of the serialised form, in [`RunEvent::RunStarted`].
 pub const FORMAT_VERSION: u32 = 1;
@@ -85,6 +85,9 @@ pub enum RunEvent {
         provider: String,
         /// The most sandboxes there will be at once.
         max_sandboxes: usize,
+        /// What tests share, where the framework gives a choice of processes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        isolation: Option<Isolation>,
     },
     /// The build that discovery needs has begun.
     BuildStarted,

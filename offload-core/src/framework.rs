@@ -218,6 +218,13 @@ pub struct TestResult {
     /// The test left processes behind that still held its output.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaky: bool,
+    /// The test did not pass in the process that it shared with others, and passed in one of its own. These had run before it
+    /// in the first, the latest of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares_state: Option<Vec<String>>,
+    /// The test ran in one process with others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared_process: bool,
     /// How long set-up, call and tear-down took, where the framework tells them apart.
     #[serde(skip)]
     pub phases: Option<[Duration; 3]>,
@@ -238,6 +245,8 @@ impl TestResult {
             stdout: Captured::default(),
             stderr: Captured::default(),
             leaky: false,
+            shares_state: None,
+            shared_process: false,
             phases: None,
             native: None,
         }
@@ -355,7 +364,7 @@ pub enum Execution {
 /// How the libtest worker executes tests.
 #[derive(Clone)]
 pub struct LibtestExecution {
-    /// One process per test, or one per batch of tests of a binary.
+    /// Which tests share a process.
     pub isolation: Isolation,
     /// What a test must pass before it starts, while the machine is shared with a build.
     pub gate: Option<Arc<dyn StartGate>>,
@@ -368,10 +377,12 @@ pub struct LibtestExecution {
 #[serde(rename_all = "snake_case")]
 pub enum Isolation {
     /// One process per test.
-    #[default]
     Process,
     /// A batch of tests of one binary in one process.
     Binary,
+    /// As `Binary`, but what does not pass there runs again in a process of its own, and that is its outcome.
+    #[default]
+    Auto,
 }
 
 /// Finds tests and knows how to run them.

@@ -30,8 +30,8 @@ pub use result::RunResult;
 pub use runner::TestRunner;
 pub use scheduler::Scheduler;
 
-use crate::config::{Config, RecordHistory};
-use crate::framework::{DiscoverySink, Sandboxes, TestFramework, TestRecord};
+use crate::config::{Config, FrameworkConfig, RecordHistory};
+use crate::framework::{DiscoverySink, Isolation, Sandboxes, TestFramework, TestRecord};
 use crate::provider::{CopyDir, SandboxProvider};
 use crate::report::Reporter;
 use crate::report::console::{ConsoleOptions, ConsoleReporter};
@@ -164,6 +164,18 @@ impl Orchestrator {
     fn expected(&self, record: &TestRecord) -> Option<Duration> {
         self.history.expected(&record.id)
     }
+
+    /// Whether a test gains nothing by a process that it shares with others.
+    fn wants_process(&self, record: &TestRecord) -> bool {
+        record.schedule_individual || self.history.wants_process(&record.id)
+    }
+}
+
+/// The reporter that keeps the history, if the configuration asks for one.
+pub fn history_reporter(config: &Config) -> Option<HistoryReporter> {
+    let chooses = matches!(&config.framework, FrameworkConfig::Cargo(cargo) if cargo.isolation == Isolation::Auto);
+    let reporter = HistoryReporter::new(&config.history.path, config.history.reservoir_size);
+    (config.history.record_history == RecordHistory::Always).then(|| reporter.choosing_processes(chooses))
 }
 
 fn standard_reporters(config: &Config, verbose: bool) -> Vec<Box<dyn Reporter>> {
@@ -178,8 +190,8 @@ fn standard_reporters(config: &Config, verbose: bool) -> Vec<Box<dyn Reporter>> 
     if let Some(path) = junit {
         reporters.push(Box::new(MasterJunitReport::new(path)));
     }
-    if config.history.record_history == RecordHistory::Always {
-        reporters.push(Box::new(HistoryReporter::new(&config.history.path, config.history.reservoir_size)));
+    if let Some(history) = history_reporter(config) {
+        reporters.push(Box::new(history));
     }
     reporters
 }

@@ -76,6 +76,9 @@ pub struct RunItem {
     pub name: String,
     /// Which attempt, from 1.
     pub attempt: u32,
+    /// It gains nothing by a process that it shares with others, or did not pass in one lately.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
     /// Time limit in milliseconds; `None`: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,

@@ -90,7 +90,7 @@ fn one_test_thread_means_one_test_at_a_time() {
         ("tests/two.rs", &*tests(&["f", "g"])),
     ];
     let workspace = Workspace::shared("one_thread", &files);
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         let mut command = cargo_offload(&workspace.dir);
         command.env("RUST_TEST_THREADS", "1");
         Run::new(command, ["--isolation", isolation]).exits(0).says("7 tests: 7 passed");

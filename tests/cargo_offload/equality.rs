@@ -121,7 +121,7 @@ fn a_workspace_of_every_kind_of_target() {
     ];
     let workspace = Workspace::shared("every kind – ünïcode", &files);
     let expected = cargo_test(&workspace);
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         let mut actual = cargo_offload(&workspace, isolation);
         // `cargo test` prints nothing of a target with a harness of its own.
         assert_eq!(actual.remove("own_harness").as_deref(), Some("passed"), "{actual:?}");
@@ -142,7 +142,7 @@ fn a_doctest_is_executed_once_and_only_what_failed_again() {
         );
     }
     let workspace = Workspace::package("once", &library);
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         let runs = tempfile::NamedTempFile::new().unwrap();
         let mut command = crate::support::cargo_offload(&workspace.dir);
         command.env("RUNS", runs.path());

@@ -51,7 +51,7 @@ fn blamed(junit: &Junit, test: &str, message: &str) {
 
 #[test]
 fn a_crash_is_named_with_its_signal() {
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         let junit = run("", &["--skip", "hangs", "--skip", "leaves", "--skip", "writes"], isolation).exits(1).junit();
         assert_eq!(junit.cases.len(), 7, "{isolation}: {junit:?}");
         blamed(&junit, "aborts", "SIGABRT");
@@ -77,7 +77,7 @@ fn with_pid_file(args: &[&str]) -> (Run, i32) {
 
 #[test]
 fn a_time_out_ends_the_test_and_everything_it_started() {
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         let (run, child) = with_pid_file(&["--lib", "hangs", "--timeout", "1", "--isolation", isolation]);
         let run = run.exits(1);
         blamed(&run.junit(), "hangs_with_a_child", "1 s");
@@ -137,7 +137,7 @@ fn where_files_are_scarce_fewer_tests_run_at_once() {
     let library: String = (0..60).map(|number| format!("#[test] fn t{number}() {{}}\n")).collect();
     let workspace = crate::support::Workspace::package("scarce_files", &library);
     workspace.offload(["--lib", "no_such_test"]).exits(0);
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         let mut command = crate::support::program("sh", &workspace.dir);
         let script = format!("ulimit -n 40; exec \"$0\" offload --lib -j 16 --isolation {isolation}");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_cargo-offload")]);

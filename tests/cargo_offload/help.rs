@@ -84,8 +84,8 @@ fn cargo_offload_in_short() {
           --fail-fast          Stop after the first failed test
           --max-fail <N>       Stop after N failed tests
           --no-capture         Do not capture what tests write [alias: --nocapture]
-          --isolation <LEVEL>  What tests share: a process per test, or one per batch of tests of a
-                               binary [possible values: process, binary]
+          --isolation <LEVEL>  What tests share: by default quick tests share a process, and what fails
+                               there runs again alone [possible values: auto, process, binary]
 
     Report options:
           --junit <PATH>             Write the JUnit report to this file

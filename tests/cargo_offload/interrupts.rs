@@ -149,7 +149,7 @@ fn a_runner_that_was_stopped_invents_no_time_outs() {
 "#;
     let workspace = Workspace::package("stopped_runner", library);
     workspace.offload(["--lib", "no_such_test"]).exits(0);
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         let (reports, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut command = cargo_offload(&workspace.dir);
         command.args(["--lib", "-j", "2", "--timeout", "2", "--isolation", isolation]);

@@ -36,12 +36,7 @@ cases! { nothing redirect shut fill garble pretend pretend_end }
 const STREAMS: [&str; 7] = ["nothing", "redirect", "shut", "fill", "garble", "pretend", "pretend_end"];
 
 fn check(name: &str, library: &str, isolation: &str) {
-    let mut args = vec!["--message-format", "json", "--isolation", isolation];
-    let shared = isolation == "binary";
-    if shared {
-        // Where tests share a process and one of them has cut off the harness, a crash is the last one's that was heard of.
-        args.extend(["--", "--skip", "signal", "--skip", "exit_1"]);
-    }
+    let args = ["--message-format", "json", "--isolation", isolation];
     let run = Workspace::package(name, library).offload(args).exits(1);
     let events = run.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let outcomes: BTreeMap<String, String> = events
@@ -66,9 +61,6 @@ fn check(name: &str, library: &str, isolation: &str) {
             ("signal", "crashed"),
             ("ignored", "skipped"),
         ] {
-            if shared && (test == "signal" || test.starts_with("exit_1")) {
-                continue;
-            }
             expected.insert(format!("{stream}::{test}"), outcome.to_owned());
         }
     }
@@ -77,7 +69,7 @@ fn check(name: &str, library: &str, isolation: &str) {
 
 #[test]
 fn the_harness_has_the_last_word_whatever_a_test_does_to_its_output() {
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         check("verdicts", TESTS, isolation);
     }
 }
@@ -85,7 +77,7 @@ fn the_harness_has_the_last_word_whatever_a_test_does_to_its_output() {
 #[test]
 fn what_is_printed_before_the_harness_changes_no_verdict() {
     let library = TESTS.replace("#[cfg(before_main)]", "");
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         check("verdicts_after_a_constructor", &library, isolation);
     }
 }
@@ -106,7 +98,7 @@ extern "C" fn at_end() {
 #[test] fn b() {}
 "#;
     let workspace = Workspace::package("ends", library);
-    for isolation in ["process", "binary"] {
+    for isolation in ["auto", "process", "binary"] {
         for (at_end, code, label) in [("nothing", 0, "2 passed"), ("abort", 1, "CRASH"), ("sleep", 1, "TIMEOUT")] {
             let mut command = cargo_offload(&workspace.dir);
             command.env("AT_END", at_end);

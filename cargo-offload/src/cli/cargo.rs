@@ -60,7 +60,7 @@ pub struct CargoRunArgs {
     /// How tests run.
     #[command(flatten)]
     pub execution: ExecutionArgs,
-    /// What tests share: a process per test, or one per batch of tests of a binary
+    /// What tests share: by default quick tests share a process, and what fails there runs again alone
     #[arg(long, value_name = "LEVEL", help_heading = "Run options")]
     pub isolation: Option<IsolationArg>,
     /// Whether tests start while Cargo still builds what they do not use: on, off
@@ -86,6 +86,8 @@ pub struct CargoListArgs {
 /// What tests share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum IsolationArg {
+    /// Quick tests of one binary share processes; what does not pass there runs again in one of its own, which counts
+    Auto,
     /// One process per test
     Process,
     /// A batch of tests of one binary in one process
@@ -96,6 +98,7 @@ impl IsolationArg {
     /// The value as configuration files spell it.
     pub fn key(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Process => "process",
             Self::Binary => "binary",
         }
@@ -105,6 +108,7 @@ impl IsolationArg {
 impl From<IsolationArg> for Isolation {
     fn from(arg: IsolationArg) -> Self {
         match arg {
+            IsolationArg::Auto => Self::Auto,
             IsolationArg::Process => Self::Process,
             IsolationArg::Binary => Self::Binary,
         }

@@ -110,7 +110,7 @@ fn framework_section(framework: &str) -> anyhow::Result<&'static str> {
             "[framework]\n\
              type = \"cargo\"\n\
              # features = []\n\
-             # isolation = \"process\"  # or \"binary\": a batch of a binary's tests in one process\n"
+             # isolation = \"auto\"  # or \"process\": one process per test, \"binary\": one per batch of tests\n"
         }
         "pytest" => {
             "[framework]\n\

@@ -6,20 +6,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use offload_core::config::{CargoFrameworkConfig, Config, FrameworkConfig, ProviderConfig, RecordHistory};
+use offload_core::config::{CargoFrameworkConfig, Config, FrameworkConfig, ProviderConfig};
 use offload_core::framework::TestFramework;
 use offload_core::framework::cargo::{CargoFramework, CargoOptions};
 use offload_core::framework::default::DefaultFramework;
 use offload_core::framework::pytest::{PytestFramework, PytestWorkers};
 use offload_core::framework::vitest::VitestFramework;
-use offload_core::orchestrator::Orchestrator;
+use offload_core::orchestrator::{Orchestrator, history_reporter};
 use offload_core::provider::default::DefaultProvider;
 use offload_core::provider::docker::DockerProvider;
 use offload_core::provider::local::LocalProvider;
 use offload_core::provider::ssh::SshProvider;
 use offload_core::provider::{CopyDir, SandboxProvider};
 use offload_core::report::console::{ColorChoice, ConsoleOptions, ConsoleReporter, Progress, Surroundings};
-use offload_core::report::history::HistoryReporter;
 use offload_core::report::json::JsonReporter;
 use offload_core::report::junit::MasterJunitReport;
 use offload_core::report::trace::TraceReporter;
@@ -324,8 +323,8 @@ impl Run<'_> {
         if let Some(path) = junit {
             reporters.push(Box::new(MasterJunitReport::new(path)));
         }
-        if config.history.record_history == RecordHistory::Always {
-            reporters.push(Box::new(HistoryReporter::new(&config.history.path, config.history.reservoir_size)));
+        if let Some(history) = history_reporter(config) {
+            reporters.push(Box::new(history));
         }
         if self.trace {
             reporters.push(Box::new(TraceReporter::new(config.report.output_dir.join("trace.json"))));

@@ -244,6 +244,7 @@ fn framework(values: &Values<'_>) -> FrameworkConfig {
             bin: values.text("framework.bin"),
             include_ignored: values.flag("framework.include_ignored"),
             isolation: match values.string("framework.isolation").as_str() {
+                "auto" => Isolation::Auto,
                 "binary" => Isolation::Binary,
                 _ => Isolation::Process,
             },

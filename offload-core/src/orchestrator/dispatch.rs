@@ -36,6 +36,10 @@ use crate::report::Reporter;
 use crate::secret::Pieces;
 use crate::worker::{TestKey, Unit, UnitKey};
 
+/// How long the tests last that share a process, unless the user wants them to in any case: whoever waits for their end does
+/// not wait long, and beside it the start of a process does not count.
+const LONGEST_BATCH: Duration = Duration::from_millis(500);
+
 /// How often the reports are asked to show that time passes.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -112,8 +116,15 @@ impl<'a> Dispatcher<'a> {
         let feed = match &execution {
             Execution::Libtest(libtest) if libtest.isolation == Isolation::Process => Feed::Stream,
             Execution::Pytest(_) => Feed::Stream,
-            Execution::Libtest(_) => Feed::Batches { max: 10_000, one_suite: true },
-            Execution::Commands => Feed::Batches { max: orchestrator.framework.max_batch().max(1), one_suite: false },
+            Execution::Libtest(libtest) => Feed::Batches {
+                max: 10_000,
+                one_suite: true,
+                longest: (libtest.isolation == Isolation::Auto).then_some(LONGEST_BATCH),
+            },
+            Execution::Commands => {
+                let max = orchestrator.framework.max_batch().max(1);
+                Feed::Batches { max, one_suite: false, longest: None }
+            }
         };
         let scheduler = Scheduler::new(SchedulerConfig {
             max_sandboxes: config.offload.max_parallel.max(1),
@@ -260,6 +271,10 @@ impl<'a> Dispatcher<'a> {
             framework: self.orchestrator.framework.name().to_owned(),
             provider: self.orchestrator.provider.name().to_owned(),
             max_sandboxes: self.orchestrator.config.offload.max_parallel,
+            isolation: match &self.context.execution {
+                Execution::Libtest(libtest) => Some(libtest.isolation),
+                _ => None,
+            },
         });
         for text in &self.orchestrator.history_warnings {
             self.emit(RunEvent::Warning { text: text.clone() });

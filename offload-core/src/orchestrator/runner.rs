@@ -63,6 +63,8 @@ pub(super) struct Job {
     pub unit: Option<UnitKey>,
     /// How long the test takes, as far as earlier runs say.
     pub expected: Option<Duration>,
+    /// It is to have a process of its own where others might share one.
+    pub alone: bool,
 }
 
 /// What all runners of a run share.
@@ -317,6 +319,7 @@ fn requests(
             unit: key,
             name: record.name.clone(),
             attempt: job.instance.attempt,
+            alone: job.alone,
             timeout_ms: u64::try_from(timeout.as_millis()).ok(),
         });
     }

@@ -79,6 +79,9 @@ pub enum Feed {
         max: usize,
         /// Whether all tests of a batch are of one suite.
         one_suite: bool,
+        /// How long a batch is to last at most, as far as one knows; a batch of tests of which one does not has
+        /// [`UNKNOWN_BATCH`] tests at most.
+        longest: Option<Duration>,
     },
 }
 

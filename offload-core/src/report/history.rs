@@ -9,7 +9,8 @@
 //!
 //! `n` counts attempts over all runs; `samples` are durations in seconds, a uniform random choice of
 //! `history.reservoir_size` among those `n` (reservoir sampling). `passed` are attempts that passed, `failed` those
-//! that failed, timed out or crashed. Skipped tests and tests that could not be executed teach nothing.
+//! that failed, timed out or crashed. `alone` is for how many runs yet the test gets a process of its own: it did
+//! not pass in one that it shared with others, it failed, or the tests of its binary take so long that it costs nothing. Skipped tests and tests that could not be executed teach nothing.
 //!
 //! Lines of offload 0.10 are understood, too (the module `seed`): they say what is expected of a test until it has a line
 //! of its own, which begins with what they say. They stay in the file as they are, and so does every line that cannot
@@ -17,7 +18,7 @@
 //!
 //! Scheduling by these durations is the [scheduler](crate::orchestrator::scheduler)'s business.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -33,6 +34,15 @@ use super::{ReportError, Reporter, atomic};
 use crate::bounded;
 use crate::event::{RunEvent, TestInfo, TimedEvent};
 use crate::framework::TestOutcome;
+
+/// For how many runs a test gets a process of its own after it has passed in such a one only, or where it costs nothing.
+const ALONE_FOR_LONG: u32 = 20;
+
+/// The same after it has failed: it probably fails again, and would be run twice.
+const ALONE_AFTER_FAILURE: u32 = 2;
+
+/// Where the tests of a binary take longer in the mean, what a process for each of them costs is not noticed.
+const WORTH_A_PROCESS: Duration = Duration::from_millis(25);
 
 /// At most this many damaged lines are named one by one.
 const NAMED_DAMAGES: usize = 3;
@@ -51,6 +61,8 @@ pub struct History {
 struct Entry {
     passed: Reservoir,
     failed: Reservoir,
+    /// For how many attempts yet the test gets a process of its own.
+    alone: u32,
 }
 
 /// A uniform choice of the durations of `seen` attempts, in microseconds.
@@ -68,6 +80,8 @@ struct Line<'a> {
     passed: LineReservoir,
     #[serde(default)]
     failed: LineReservoir,
+    #[serde(default)]
+    alone: u32,
 }
 
 #[derive(Deserialize, Default)]
@@ -116,7 +130,11 @@ impl History {
             match serde_json::from_slice::<Line<'_>>(line) {
                 Ok(line) => tests.push((
                     line.id.into_owned(),
-                    Entry { passed: Reservoir::read(line.passed), failed: Reservoir::read(line.failed) },
+                    Entry {
+                        passed: Reservoir::read(line.passed),
+                        failed: Reservoir::read(line.failed),
+                        alone: line.alone,
+                    },
                 )),
                 Err(error) => {
                     match seed::read(line) {
@@ -162,6 +180,23 @@ impl History {
         entry.passed.median().or_else(|| entry.failed.median())
     }
 
+    /// Whether earlier runs say that a test had better have a process of its own.
+    pub fn wants_process(&self, id: &str) -> bool {
+        self.entry(id).is_some_and(|entry| entry.alone > 0)
+    }
+
+    /// Takes note of what an attempt says on the processes of the next ones.
+    fn record_process(&mut self, seen: &Seen, suite_is_slow: bool) {
+        let Some(entry) = self.tests.get_mut(&seen.test.id) else { return };
+        entry.alone = if seen.unfit || (seen.shared_process && suite_is_slow) {
+            ALONE_FOR_LONG
+        } else if seen.outcome.is_failure() {
+            entry.alone.max(ALONE_AFTER_FAILURE)
+        } else {
+            entry.alone.saturating_sub(1)
+        };
+    }
+
     /// Takes note of an attempt, keeping at most `reservoir_size` durations per test and outcome.
     pub fn record(&mut self, id: &str, outcome: TestOutcome, duration: Duration, reservoir_size: usize) {
         let failed = match outcome {
@@ -185,6 +220,9 @@ impl History {
             out.push_str(&serde_json::Value::from(id.as_str()).to_string());
             entry.passed.write("passed", &mut out);
             entry.failed.write("failed", &mut out);
+            if entry.alone > 0 {
+                let _ = write!(out, ",\"alone\":{}", entry.alone);
+            }
             out.push_str("}\n");
         }
         out
@@ -251,6 +289,7 @@ impl Entry {
         Self {
             passed: Reservoir::merge(&ours.passed, &theirs.passed, &base.passed, limit),
             failed: Reservoir::merge(&ours.failed, &theirs.failed, &base.failed, limit),
+            alone: ours.alone.max(theirs.alone),
         }
     }
 }
@@ -339,23 +378,57 @@ fn micros(duration: Duration) -> u64 {
 pub struct HistoryReporter {
     path: PathBuf,
     reservoir_size: usize,
-    attempts: Vec<(Arc<TestInfo>, TestOutcome, Duration)>,
+    chooses_processes: bool,
+    attempts: Vec<Seen>,
+}
+
+/// An attempt of this run.
+struct Seen {
+    test: Arc<TestInfo>,
+    outcome: TestOutcome,
+    duration: Duration,
+    shared_process: bool,
+    /// It did not behave in a process that it shared.
+    unfit: bool,
 }
 
 impl HistoryReporter {
     /// A reporter that adds to the file at `path` (`history.path`), keeping `reservoir_size` durations per test and
     /// outcome (`history.reservoir_size`).
     pub fn new(path: impl Into<PathBuf>, reservoir_size: usize) -> Self {
-        Self { path: path.into(), reservoir_size, attempts: Vec::new() }
+        Self { path: path.into(), reservoir_size, chooses_processes: false, attempts: Vec::new() }
+    }
+
+    /// Also remembers which tests had better have processes of their own: for `framework.isolation = "auto"`.
+    #[must_use]
+    pub fn choosing_processes(mut self, yes: bool) -> Self {
+        self.chooses_processes = yes;
+        self
+    }
+
+    /// The suites whose tests take so long in the mean, in processes that they share, that they need not.
+    fn slow_suites(&self) -> HashSet<String> {
+        let mut suites: HashMap<&str, (Duration, u32)> = HashMap::new();
+        for seen in self.attempts.iter().filter(|seen| seen.shared_process) {
+            let (sum, count) = suites.entry(&seen.test.suite).or_default();
+            *sum += seen.duration;
+            *count += 1;
+        }
+        let slow = suites.into_iter().filter(|(_, (sum, count))| *sum / *count > WORTH_A_PROCESS);
+        slow.map(|(suite, _)| suite.to_owned()).collect()
     }
 }
 
 impl Reporter for HistoryReporter {
     fn on_event(&mut self, event: &TimedEvent) {
         if let RunEvent::TestFinished { test, attempts, .. } = &event.event {
-            self.attempts.extend(
-                attempts.iter().map(|attempt| (Arc::clone(test), attempt.result.outcome, attempt.result.duration)),
-            );
+            self.attempts.extend(attempts.iter().map(|attempt| Seen {
+                test: Arc::clone(test),
+                outcome: attempt.result.outcome,
+                duration: attempt.result.duration,
+                shared_process: attempt.result.shared_process,
+                unfit: attempt.result.shares_state.is_some() || attempt.result.leaky,
+            }));
         }
     }
 
@@ -371,8 +444,12 @@ impl Reporter for HistoryReporter {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        for (test, outcome, duration) in self.attempts.drain(..) {
-            history.record(&test.id, outcome, duration, self.reservoir_size);
+        let slow = self.slow_suites();
+        for seen in self.attempts.drain(..) {
+            history.record(&seen.test.id, seen.outcome, seen.duration, self.reservoir_size);
+            if self.chooses_processes {
+                history.record_process(&seen, slow.contains(&seen.test.suite));
+            }
         }
         history.write(&self.path)
     }

@@ -18,7 +18,9 @@
 //! [`RUN_SUITE`]: whatever makes the exit code non-zero has an element.
 //!
 //! The schema has no properties of a test case. So the sandboxes on which a test ran are a property of its suite,
-//! named `sandbox:` and the test's name; several attempts give several ids, joined by `, `.
+//! named `sandbox:` and the test's name; several attempts give several ids, joined by `, `. Likewise a test that passes
+//! alone and did not in a process that it shared with others has the property `shares_state:` and its name: the tests
+//! before it in that process.
 //!
 //! What the terminal shows is none of this module's business; [`logs`](super::logs) reads these files.
 
@@ -50,6 +52,9 @@ const EXCERPT_LIMIT: usize = 4 * 1024;
 /// Before the name of a test, in the name of the property that tells its sandbox.
 pub(super) const SANDBOX_PROPERTY: &str = "sandbox:";
 
+/// Before the name of a test, in the name of the property that tells after which others it does not pass.
+const SHARES_STATE_PROPERTY: &str = "shares_state:";
+
 /// The suite of what concerns the run and no test.
 pub const RUN_SUITE: &str = "problems of the run";
 
@@ -80,6 +85,8 @@ struct Case {
     /// Why the test was skipped or not run.
     reason: Option<String>,
     sandboxes: Vec<Arc<str>>,
+    /// After which tests it did not pass, where it does alone.
+    company: Option<Vec<String>>,
     /// Failed attempts, in order; the last one is the outcome if that is a failure.
     failures: Vec<FailedAttempt>,
 }
@@ -199,6 +206,7 @@ impl MasterJunitReport {
                 _ => None,
             },
             sandboxes: attempts.iter().map(|attempt| Arc::clone(&attempt.sandbox)).collect(),
+            company: attempts.iter().find_map(|attempt| attempt.result.shares_state.clone()),
             failures: attempts
                 .iter()
                 .filter(|attempt| attempt.result.outcome.is_failure())
@@ -330,6 +338,10 @@ impl MasterJunitReport {
                 let name = format!("{SANDBOX_PROPERTY}{}", text::xml(&case.test.name));
                 let sandboxes = case.sandboxes.join(", ");
                 xml.empty("property", &[("name", &name), ("value", &text::xml(&sandboxes))])?;
+                if let Some(company) = &case.company {
+                    let name = format!("{SHARES_STATE_PROPERTY}{}", text::xml(&case.test.name));
+                    xml.empty("property", &[("name", &name), ("value", &text::xml(&company.join(", ")))])?;
+                }
             }
             xml.close("properties")?;
         }

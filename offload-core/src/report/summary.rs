@@ -31,6 +31,7 @@ impl FinishedTest {
             || self.flaky
             || self.longest() > slow
             || self.is_leaky()
+            || self.company().is_some()
     }
 
     fn longest(&self) -> Duration {
@@ -39,6 +40,11 @@ impl FinishedTest {
 
     fn is_leaky(&self) -> bool {
         self.attempts.iter().any(|attempt| attempt.result.leaky)
+    }
+
+    /// The tests that had run in the process in which the test did not pass, if it passed in one of its own.
+    fn company(&self) -> Option<&[String]> {
+        self.attempts.iter().find_map(|attempt| attempt.result.shares_state.as_deref())
     }
 }
 
@@ -73,7 +79,7 @@ pub struct Summary<'a> {
 }
 
 impl Summary<'_> {
-    /// The summary as text: failed tests with their output, slow, flaky and leaky tests, lost sandboxes, problems, one
+    /// The summary as text: failed tests with their output, slow, flaky and leaky tests, tests that share state, lost sandboxes, problems, one
     /// line of totals, where the reports are.
     pub fn render(&self, color: bool) -> String {
         let palette = Palette::new(color);
@@ -137,6 +143,18 @@ impl Summary<'_> {
                 format!("{line}: left processes behind that held its output")
             }),
         );
+        let sharing: Vec<_> =
+            self.tests.iter().filter_map(|test| test.company().map(|company| (test, company))).collect();
+        let label = palette.warn("SHARED");
+        list(
+            out,
+            "sharing state",
+            sharing.len(),
+            sharing.iter().map(|(test, company)| {
+                let line = status_line(&label, test.duration(), &palette.test(&test.test.id));
+                format!("{line}: passes alone, not {}", after(company))
+            }),
+        );
         let label = palette.warn("LOST");
         list(
             out,
@@ -168,6 +186,15 @@ pub(crate) fn lost_sandbox(lost: &LostSandbox) -> String {
         }
     }
     line
+}
+
+/// `after a, b in one process`: where a test did not pass.
+fn after(company: &[String]) -> String {
+    if company.is_empty() {
+        return "as the first test of a process for several".to_owned();
+    }
+    let names: Vec<_> = company.iter().map(|name| text::name(name)).collect();
+    format!("in one process after {}", names.join(", "))
 }
 
 fn list(out: &mut String, what: &str, total: usize, lines: impl Iterator<Item = String>) {

@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn requests_survive_too() {
-        let item = RunItem { key: 1, unit: 2, name: "a::b".into(), attempt: 1, timeout_ms: Some(9) };
+        let item = RunItem { key: 1, unit: 2, name: "a::b".into(), attempt: 1, alone: false, timeout_ms: Some(9) };
         let mut bytes = Vec::new();
         encode(&Request::Run { tests: vec![item.clone()] }, &mut bytes);
         let mut decoder = Decoder::new();

@@ -113,7 +113,7 @@ record_history = true
       --> offload.toml:16:13
        |
     16 | isolation = "thread"
-       |             ^^^^^^^^ expected `process` or `binary`
+       |             ^^^^^^^^ expected `auto`, `process` or `binary`
 
     error: `framework.features` has the wrong type
       --> offload.toml:17:12

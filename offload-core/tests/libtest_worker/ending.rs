@@ -12,7 +12,7 @@ use crate::support::{Fixtures, Session, doctest_unit, is_dead, item, items, pid_
 
 #[test]
 fn a_time_out_leaves_nothing_behind() {
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let dir = tempfile::tempdir().unwrap();
         let (unit, pid_file) = unit_with_pid_file(dir.path());
         let options = LibtestOptions { isolation, kill_grace: Duration::from_millis(50), ..LibtestOptions::default() };
@@ -23,7 +23,7 @@ fn a_time_out_leaves_nothing_behind() {
         assert_eq!(result.outcome, TestOutcome::TimedOut, "{result:?}");
         assert_eq!(result.message.as_deref(), Some("ran longer than its limit of 1.5 s"));
         assert!(!result.leaky, "{result:?}");
-        if isolation == Isolation::Process {
+        if isolation != Isolation::Binary {
             assert!(result.stdout.text.starts_with("child "), "{result:?}");
         }
         assert_eq!(results["passes"].outcome, TestOutcome::Passed);
@@ -34,15 +34,20 @@ fn a_time_out_leaves_nothing_behind() {
 
 #[test]
 fn a_leaked_child_that_holds_the_output_holds_up_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let (unit, pid_file) = unit_with_pid_file(dir.path());
-    let results = Session::new(LibtestOptions::default(), unit).run(&items(&["leaks", "passes"]));
-    assert_eq!(results["leaks"].outcome, TestOutcome::Passed);
-    assert!(results["leaks"].leaky);
-    assert!(!results["passes"].leaky);
-    let leaked = pid_in(&pid_file);
-    assert!(!is_dead(&leaked), "what a test leaves behind is not killed, as under cargo test");
-    assert!(Command::new("kill").args(["-9", &leaked]).status().unwrap().success());
+    for isolation in [Isolation::Auto, Isolation::Process] {
+        let dir = tempfile::tempdir().unwrap();
+        let (unit, pid_file) = unit_with_pid_file(dir.path());
+        let options = LibtestOptions { isolation, ..LibtestOptions::default() };
+        let results = Session::new(options, unit).run(&items(&["passes", "leaks", "passes_too"]));
+        for (name, result) in &results {
+            assert_eq!((result.outcome, result.leaky), (TestOutcome::Passed, name == "leaks"), "{isolation:?} {name}");
+            assert_eq!(result.shares_state, None, "{name}");
+        }
+        for leaked in pid_in(&pid_file).lines() {
+            assert!(!is_dead(leaked), "what a test leaves behind is not killed, as under cargo test");
+            assert!(Command::new("kill").args(["-9", leaked]).status().unwrap().success());
+        }
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn failures_say_why() {
         ),
     ];
     let names = cases.map(|(name, _)| name);
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, ..LibtestOptions::default() };
         let results = Session::new(options, Fixtures::get().unit()).run(&items(&names));
         for (name, expected) in cases {
@@ -57,7 +57,7 @@ fn crashes_are_named() {
     let mut names = vec!["passes"];
     names.extend(cases.map(|(name, _)| name));
     names.push("passes_too");
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, ..LibtestOptions::default() };
         let results = Session::new(options, Fixtures::get().unit()).run(&items(&names));
         for (name, expected) in cases {
@@ -67,7 +67,7 @@ fn crashes_are_named() {
         for name in ["passes", "passes_too"] {
             assert_eq!(results[name].outcome, TestOutcome::Passed, "{isolation:?}: {:?}", results[name]);
         }
-        if isolation == Isolation::Process {
+        if isolation != Isolation::Binary {
             assert_eq!(results["aborts"].stdout.text, "last words\n");
         }
     }
@@ -75,7 +75,7 @@ fn crashes_are_named() {
 
 #[test]
 fn ignored_tests_run_when_told_to() {
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, ..LibtestOptions::default() };
         let unit = Fixtures::get().unit();
         let results = Session::new(options.clone(), unit.clone()).run(&items(&["ignored", "should_panic_and_does"]));
@@ -91,7 +91,7 @@ fn ignored_tests_run_when_told_to() {
 
 #[test]
 fn a_test_that_is_not_there_is_an_error() {
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, ..LibtestOptions::default() };
         let results = Session::new(options, Fixtures::get().unit()).run(&items(&["passes", "was_renamed"]));
         let result = &results["was_renamed"];
@@ -103,7 +103,7 @@ fn a_test_that_is_not_there_is_an_error() {
 
 #[test]
 fn a_program_that_cannot_be_started_is_an_error() {
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, ..LibtestOptions::default() };
         let unit = Unit { program: "/no/such/program".into(), ..Fixtures::get().unit() };
         let results = Session::new(options, unit).run(&items(&["a", "b"]));
@@ -117,7 +117,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
 #[test]
 fn flags_of_the_users_do_not_collide_with_ours() {
     let extra_args = ["--nocapture", "--exact", "--test-threads", "2"].map(str::to_owned).to_vec();
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, ..LibtestOptions::default() };
         let unit = Unit { extra_args: extra_args.clone(), ..Fixtures::get().unit() };
         let results = Session::new(options, unit).run(&items(&["passes", "passes_too"]));
@@ -132,7 +132,7 @@ fn tests_get_environment_and_directory() {
     unit.env.extend([("FROM_BOTH".to_owned(), "unit".to_owned()), ("EXPECTED_CWD".to_owned(), cwd)]);
     let env = [("FROM_WORKER", "worker"), ("FROM_BOTH", "worker")];
     let env: BTreeMap<_, _> = env.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-    for isolation in [Isolation::Process, Isolation::Binary] {
+    for isolation in [Isolation::Auto, Isolation::Process, Isolation::Binary] {
         let options = LibtestOptions { isolation, env: env.clone(), ..LibtestOptions::default() };
         let results = Session::new(options, unit.clone()).run(&items(&["sees_its_environment", "passes"]));
         let result = &results["sees_its_environment"];
@@ -200,13 +200,17 @@ fn doctests_of_a_package_that_does_not_compile_say_so() {
 }
 
 #[test]
-fn a_harness_without_json_runs_a_process_per_test() {
-    // Understands one filter and the stable format only, as most harnesses that imitate the standard one.
-    let script = r#"
-        case "$*" in *json*) echo 'error: unexpected argument' >&2; exit 2;; esac
-        printf 'running 1 test\ntest %s ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n' "$1"
-    "#;
-    let unit = Unit { harness: Harness::Libtest, ..doctest_unit(script) };
-    let results = Session::binary(unit).run(&items(&["a", "b", "c"]));
-    assert!(results.values().all(|result| result.outcome == TestOutcome::Passed), "{results:?}");
+fn a_harness_without_a_log_runs_a_process_per_test() {
+    // Understands one filter and no log, as most harnesses that imitate the standard one: it says so, or takes no notice.
+    for refusal in ["echo 'error: unexpected argument' >&2; exit 2", "for last; do :; done; set -- \"$last\""] {
+        let script = format!(
+            r#"
+            case "$*" in *logfile*) {refusal};; esac
+            printf 'running 1 test\ntest %s ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n' "$1"
+            "#
+        );
+        let unit = Unit { harness: Harness::Libtest, ..doctest_unit(&script) };
+        let results = Session::binary(unit).run(&items(&["a", "b", "c"]));
+        assert!(results.values().all(|result| result.outcome == TestOutcome::Passed), "{refusal}: {results:?}");
+    }
 }

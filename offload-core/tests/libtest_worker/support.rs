@@ -45,7 +45,9 @@ use std::process::{Command, Stdio};
 }
 #[test] fn leaks() {
     let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
-    std::fs::write(std::env::var("PID_FILE").unwrap(), child.id().to_string()).unwrap();
+    let file = std::env::var("PID_FILE").unwrap();
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap();
+    writeln!(file, "{}", child.id()).unwrap();
 }
 #[test] fn sees_its_environment() {
     assert_eq!(std::env::var("FROM_WORKER").unwrap(), "worker");
@@ -165,7 +167,7 @@ impl Session {
 }
 
 pub fn item(key: u32, name: &str) -> RunItem {
-    RunItem { key, unit: 1, name: name.to_owned(), attempt: 1, timeout_ms: Some(60_000) }
+    RunItem { key, unit: 1, name: name.to_owned(), attempt: 1, alone: false, timeout_ms: Some(60_000) }
 }
 
 pub fn items(names: &[&str]) -> Vec<RunItem> {

@@ -97,17 +97,19 @@ fn a_log_has_failures_as_they_happen_and_again_in_the_summary() {
 
         LEAKY [  61.000s] pkg slow_and_leaky: left processes behind that held its output
 
+       SHARED [   0.005s] pkg needs_a_process: passes alone, not in one process after tests::passes, crash
+
          LOST sandbox local-2 was lost: the worker died (exit code 3); 1 test starts again elsewhere
 
       PROBLEM cannot build `other`: 1 error
               mend it
 
-    Summary [  61.396s] 9 tests: 3 passed (1 flaky), 4 failed (1 timed out, 1 crashed, 1 could not be executed), 1 skipped, 1 not run; 1 problem
+    Summary [  61.401s] 10 tests: 4 passed (1 flaky), 4 failed (1 timed out, 1 crashed, 1 could not be executed), 1 skipped, 1 not run; 1 problem
     report: target/offload/junit.xml
     "#);
     insta::assert_snapshot!(err, @r#"
-    running 8 tests, 1 skipped
-    [   61s] 7/8 tests, 3 passed, 4 failed, 1 flaky; 1 sandbox
+    running 9 tests, 1 skipped (quick ones share processes; what fails there runs again alone)
+    [   61s] 7/9 tests, 3 passed, 4 failed, 1 flaky; 1 sandbox
     warning: sandbox local-2 was lost: the worker died (exit code 3); 1 test starts again elsewhere
     error: cannot build `other`: 1 error
     mend it
@@ -236,7 +238,7 @@ fn after_ten_quiet_seconds_a_log_says_how_far_the_run_is() {
     insta::assert_snapshot!(err, @r#"
     [   11s] looking for tests
     [   22s] 1/4+ tests, 1 passed; 1 sandbox; running longest: pkg: 2 tests together (11s)
-    running 4 tests, 1 skipped
+    running 4 tests, 1 skipped (quick ones share processes; what fails there runs again alone)
     "#);
     let (_, err) = print(ConsoleOptions { progress: Progress::None, ..options() }, run);
     assert_eq!(err, "");

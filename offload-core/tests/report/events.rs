@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use offload_core::event::{Attempt, RunEvent, RunSummary, TestInfo, TimedEvent};
-use offload_core::framework::{TestOutcome, TestResult};
+use offload_core::framework::{Isolation, TestOutcome, TestResult};
 use offload_core::report::Reporter;
 
 pub fn ms(millis: u64) -> Duration {
@@ -43,6 +43,7 @@ impl<'a> Run<'a> {
             framework: "cargo".to_owned(),
             provider: "local".to_owned(),
             max_sandboxes: 2,
+            isolation: Some(Isolation::Auto),
         });
         run
     }
@@ -127,8 +128,8 @@ impl<'a> Run<'a> {
 pub fn everything(reporter: &mut dyn Reporter) {
     use TestOutcome::*;
     let mut run = Run::start(reporter);
-    run.event(RunEvent::TestsFound { to_run: 8, skipped: 1 })
-        .event(RunEvent::DiscoveryFinished { to_run: 8, skipped: 1 })
+    run.event(RunEvent::TestsFound { to_run: 9, skipped: 1 })
+        .event(RunEvent::DiscoveryFinished { to_run: 9, skipped: 1 })
         .event(RunEvent::SandboxReady { sandbox: Arc::from("local-1"), duration: ms(1) })
         .test(&test("pkg::it", "tests::passes"), vec![result(Passed, 12)]);
     let mut failed = result(Failed, 123).with_message("panicked at tests/it.rs:3:5");
@@ -144,6 +145,9 @@ pub fn everything(reporter: &mut dyn Reporter) {
     let mut leaky = result(Passed, 61_000);
     leaky.leaky = true;
     run.test(&test("pkg", "slow_and_leaky"), vec![leaky]);
+    let mut shared = result(Passed, 5);
+    shared.shares_state = Some(vec!["tests::passes".to_owned(), "crash".to_owned()]);
+    run.test(&test("pkg", "needs_a_process"), vec![shared]);
     run.without_attempt(&test("pkg", "ignored"), Skipped, "ignored, \"for now\"");
     run.event(RunEvent::SandboxLost {
         sandbox: Arc::from("local-2"),

@@ -36,8 +36,8 @@ fn every_line_is_a_versioned_event() {
     }
     let lines: Vec<_> = text.lines().collect();
     insta::assert_snapshot!([lines[0], lines[2], lines[4], lines[5]].join("\n"), @r#"
-    {"at_secs":0.0,"event":"run_started","format":1,"run_id":"run","started_at_secs":1795402908.5,"framework":"cargo","provider":"local","max_sandboxes":2}
-    {"format":1,"at_secs":0.0,"event":"discovery_finished","to_run":8,"skipped":1}
+    {"at_secs":0.0,"event":"run_started","format":1,"run_id":"run","started_at_secs":1795402908.5,"framework":"cargo","provider":"local","max_sandboxes":2,"isolation":"auto"}
+    {"format":1,"at_secs":0.0,"event":"discovery_finished","to_run":9,"skipped":1}
     {"format":1,"at_secs":0.0,"event":"test_started","test":{"id":"pkg::it tests::passes","name":"tests::passes","suite":"pkg::it"},"attempt":1,"sandbox":"local-1"}
     {"format":1,"at_secs":0.012,"event":"test_finished","test":{"id":"pkg::it tests::passes","name":"tests::passes","suite":"pkg::it"},"outcome":"passed","attempts":[{"number":1,"sandbox":"local-1","started_at_secs":0.0,"outcome":"passed","duration_secs":0.012}]}
     "#);

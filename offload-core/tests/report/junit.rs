@@ -28,14 +28,14 @@ fn a_report_looks_like_this() {
 #[test]
 fn every_outcome_has_its_element_and_every_suite_its_counts() {
     let root = report(everything);
-    assert_eq!(root.attribute("tests"), "10");
+    assert_eq!(root.attribute("tests"), "11");
     assert_eq!((root.attribute("failures"), root.attribute("errors")), ("3", "3"));
     let suites: Vec<_> = root.all("testsuite").iter().map(|suite| suite.attribute("name").to_owned()).collect();
     assert_eq!(suites, ["pkg", "pkg::it", "problems of the run"]);
     let pkg = root.all("testsuite")[0];
     assert_eq!(
         ["tests", "failures", "errors", "skipped"].map(|count| pkg.attribute(count)),
-        ["7", "2", "2", "1"],
+        ["8", "2", "2", "1"],
         "{:?}",
         pkg.attributes
     );

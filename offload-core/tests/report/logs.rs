@@ -76,7 +76,7 @@ fn tests_are_found_by_id_name_suite_and_regex() {
     );
     assert_eq!(
         show(LogFilter { tests: vec!["nothing".to_owned()], ..LogFilter::default() }),
-        "no test of the last run is selected (it had 9 tests)\n"
+        "no test of the last run is selected (it had 10 tests)\n"
     );
 }
 

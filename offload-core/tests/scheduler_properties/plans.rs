@@ -97,7 +97,9 @@ fn sandbox_plan() -> impl Strategy<Value = SandboxPlan> {
 fn config() -> impl Strategy<Value = SchedulerConfig> {
     let feed = prop_oneof![
         2 => Just(Feed::Stream),
-        1 => (1..10usize, any::<bool>()).prop_map(|(max, one_suite)| Feed::Batches { max, one_suite }),
+        1 => (1..10usize, any::<bool>(), proptest::option::of(1..2000u64)).prop_map(|(max, one_suite, longest)| {
+            Feed::Batches { max, one_suite, longest: longest.map(Duration::from_millis) }
+        }),
     ];
     (1..8usize, prop::option::weighted(0.2, 1..5usize), any::<bool>(), feed, millis(1..2000)).prop_map(
         |(max_sandboxes, max_fail, hedge, feed, default_duration)| SchedulerConfig {

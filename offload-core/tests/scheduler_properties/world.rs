@@ -398,7 +398,7 @@ impl<'a> World<'a> {
         assert!(!tests.is_empty());
         let place = &self.places[sandbox as usize];
         assert!(place.ready && !place.gone, "assigned to a sandbox that is not there: {place:?}");
-        if let Feed::Batches { max, one_suite } = self.plan.config.feed {
+        if let Feed::Batches { max, one_suite, .. } = self.plan.config.feed {
             assert!(place.has.is_empty() && tests.len() <= max, "{tests:?} on {place:?}");
             let suites: BTreeSet<u32> = tests.iter().map(|test| self.test(test.test.0).spec.suite).collect();
             assert!(!one_suite || suites.len() == 1, "{suites:?} in one batch");

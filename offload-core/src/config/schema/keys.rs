@@ -261,9 +261,11 @@ pub static KEYS: &[Key] = &[
         .of(CARGO),
     Key::new(
         "framework.isolation",
-        Kind::OneOf(&["process", "binary"]),
-        Toml("\"process\""),
-        "`process`: one process per test. `binary`: a batch of tests of one binary in one process.",
+        Kind::OneOf(&["auto", "process", "binary"]),
+        Toml("\"auto\""),
+        "`auto`: quick tests of one binary share processes, and what does not pass there runs again in one of its own, \
+         which counts. `process`: one process per test. `binary`: a batch of tests of one binary in one process, which \
+         counts.",
     )
     .of(CARGO),
     Key::new(

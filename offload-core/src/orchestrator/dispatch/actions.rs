@@ -169,6 +169,7 @@ impl Dispatcher<'_> {
                 instance: TestInstance { record: Arc::clone(&test.record), attempt: assignment.attempt },
                 unit: test.unit,
                 expected: self.orchestrator.expected(&test.record),
+                alone: self.orchestrator.wants_process(&test.record),
             });
         }
         runner.run(jobs);

@@ -52,6 +52,11 @@ impl Estimates {
         }
     }
 
+    /// Whether this run has shown how long tests of `suite` take.
+    pub fn knows(&self, suite: u32) -> bool {
+        self.suites.get(suite as usize).is_some_and(|mean| mean.count >= ENOUGH)
+    }
+
     /// Earlier runs knew the duration of a test.
     pub fn remember(&mut self, expected: Nanos) {
         self.history.add(expected, 1);

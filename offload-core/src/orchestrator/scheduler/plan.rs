@@ -6,14 +6,18 @@
 //! for one of them could go round in circles.
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
-use super::ledger::{NONE, Nanos, State};
+use super::ledger::{NONE, Nanos, State, expectation};
 use super::queue::{Asker, Choice, RETRY_PATIENCE};
 use super::sandboxes::{Batch, Entry};
 use super::{Action, Assignment, Feed, SandboxIndex, Scheduler, TestIndex};
 
 /// However short it was expected to be, a test that runs for less than this is not duplicated.
 const HEDGE_FLOOR: Nanos = 1_000_000_000;
+
+/// The most tests in a batch of which nobody knows how long they take.
+const UNKNOWN_BATCH: usize = 32;
 
 /// A batch is at most the expected rest of the run divided by this: half of it is left for balancing.
 const BATCH_PART: u64 = 2;
@@ -163,7 +167,7 @@ impl Scheduler {
     fn feed(&mut self, number: u32) -> Option<Action> {
         let tests = match self.config.feed {
             Feed::Stream => self.feed_stream(number),
-            Feed::Batches { max, one_suite } => self.feed_batch(number, max.max(1), one_suite),
+            Feed::Batches { max, one_suite, longest } => self.feed_batch(number, max.max(1), one_suite, longest),
         };
         self.sandboxes.refresh(number, self.config.feed == Feed::Stream, self.now);
         (!tests.is_empty()).then_some(Action::Assign { sandbox: SandboxIndex(number), tests })
@@ -218,9 +222,10 @@ impl Scheduler {
         assigned
     }
 
-    fn feed_batch(&mut self, number: u32, max: usize, one_suite: bool) -> Vec<Assignment> {
+    fn feed_batch(&mut self, number: u32, max: usize, one_suite: bool, longest: Option<Duration>) -> Vec<Assignment> {
         let mut assigned = Vec::new();
-        let budget = self.rest() / BATCH_PART;
+        let budget = (self.rest() / BATCH_PART).min(longest.map_or(Nanos::MAX, expectation));
+        let mut unknown = 0;
         let mut used: Nanos = 0;
         if self.sandboxes.get(number).is_none_or(|sandbox| !sandbox.is_empty()) {
             return assigned;
@@ -241,7 +246,14 @@ impl Scheduler {
                 }
             }
             let Some(estimate) = self.estimate(choice) else { break };
-            if !assigned.is_empty() && used.saturating_add(estimate) > budget {
+            if longest.is_some() && self.is_unknown(choice) {
+                // Nothing is known of such tests, but few of them are no great risk.
+                unknown += 1;
+                let share = (assigned.len() * 2).saturating_mul(self.config.max_sandboxes);
+                if unknown > UNKNOWN_BATCH || share > self.queue.units() {
+                    break;
+                }
+            } else if !assigned.is_empty() && used.saturating_add(estimate) > budget {
                 break;
             }
             if one_suite && assigned.is_empty() {
@@ -288,6 +300,14 @@ impl Scheduler {
     fn estimate(&self, choice: Choice) -> Option<Nanos> {
         let test = &self.tests[Self::chosen(choice)?];
         Some(test.expected().unwrap_or_else(|| self.estimates.of_suite(test.suite)))
+    }
+
+    /// Whether neither history nor this run says how long such tests take.
+    fn is_unknown(&self, choice: Choice) -> bool {
+        Self::chosen(choice).is_some_and(|test| {
+            let test = &self.tests[test];
+            test.expected().is_none() && !self.estimates.knows(test.suite)
+        })
     }
 
     /// The suite that is to be assigned as a whole if this test is.

@@ -368,7 +368,7 @@ fn after_max_fail_nothing_is_started_and_what_waits_comes_back() {
 
 #[test]
 fn after_max_fail_the_rest_of_a_batch_comes_back() {
-    let feed = Feed::Batches { max: 10, one_suite: true };
+    let feed = Feed::Batches { max: 10, one_suite: true, longest: None };
     let config = SchedulerConfig { max_fail: Some(1), feed, ..config(1) };
     let mut run = scheduler(config, [lasting(10); 6]);
     assert_eq!(created(&mut run, 0), 1);
@@ -458,7 +458,7 @@ fn unknown_tests_do_not_wait_for_the_end() {
 
 #[test]
 fn batches_are_of_one_suite_and_shrink_towards_the_end() {
-    let feed = Feed::Batches { max: 50, one_suite: true };
+    let feed = Feed::Batches { max: 50, one_suite: true, longest: None };
     let specs = (0..100).map(|test| TestSpec { suite: u32::from(test >= 90), ..lasting(10) });
     let mut run = scheduler(SchedulerConfig { feed, ..config(1) }, specs);
     assert_eq!(created(&mut run, 0), 1);

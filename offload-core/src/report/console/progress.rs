@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::{RunEvent, TestInfo, TimedEvent};
-use crate::framework::TestOutcome;
+use crate::framework::{Isolation, TestOutcome};
 use crate::report::summary::Palette;
 use crate::report::text;
 
@@ -31,6 +31,7 @@ const BAR_MIN_WIDTH: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct RunProgress {
     building: bool,
+    isolation: Option<Isolation>,
     all_found: bool,
     to_run: usize,
     done: usize,
@@ -84,6 +85,7 @@ impl Eq for ById {}
 impl RunProgress {
     pub(super) fn on_event(&mut self, event: &TimedEvent) {
         match &event.event {
+            RunEvent::RunStarted { isolation, .. } => self.isolation = *isolation,
             RunEvent::BuildStarted => self.building = true,
             RunEvent::BuildFinished { .. } => self.building = false,
             RunEvent::TestsFound { to_run, .. } => self.to_run += to_run,
@@ -136,6 +138,9 @@ impl RunProgress {
         let mut line = format!("running {}", text::count(self.to_run, "test"));
         if skipped > 0 {
             let _ = write!(line, ", {skipped} skipped");
+        }
+        if self.isolation == Some(Isolation::Auto) && self.to_run > 0 {
+            line.push_str(" (quick ones share processes; what fails there runs again alone)");
         }
         line
     }

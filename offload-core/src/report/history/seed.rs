@@ -48,6 +48,6 @@ pub(super) fn read(line: &[u8]) -> Option<(String, Entry)> {
             samples.iter().filter_map(|sample| Duration::try_from_secs_f64(sample.2).ok()).map(micros).collect();
         Reservoir { seen: count.max(samples.len() as u64), samples }
     };
-    let entry = Entry { passed: reservoir(v.ok, v.n.saturating_sub(v.f)), failed: reservoir(v.fail, v.f) };
+    let entry = Entry { passed: reservoir(v.ok, v.n.saturating_sub(v.f)), failed: reservoir(v.fail, v.f), alone: 0 };
     Some((test.to_owned(), entry))
 }

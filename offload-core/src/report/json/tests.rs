@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::event::{Attempt, RunSummary, StopReason, TestInfo};
-use crate::framework::{Captured, TestOutcome, TestResult};
+use crate::framework::{Captured, Isolation, TestOutcome, TestResult};
 
 const PAGE: &str = include_str!("../../../../docs/JSON.md");
 const SECOND: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ fn sample_attempt() -> Attempt {
         stdout: output.clone(),
         stderr: output,
         leaky: true,
+        shared_process: true,
+        shares_state: Some(vec!["s other".into()]),
         phases: None,
         native: None,
     };
@@ -166,6 +168,7 @@ fn the_page_and_the_events_agree() {
         framework: "cargo".into(),
         provider: "local".into(),
         max_sandboxes: 1,
+        isolation: Some(Isolation::Auto),
     };
     let mut text = Vec::new();
     let mut reporter = JsonReporter::new(&mut text);

@@ -1,78 +1,102 @@
-//! Many tests of one binary in one process, followed through the harness's JSON events.
+//! Many tests of one binary in one process, followed through the harness's log.
 //!
 //! The process runs one test at a time, because a sandbox is one slot. Whatever ends it early is the doing of the test
 //! that was executing; tests it did not get to go back to the front of the queue.
+//!
+//! The harness is asked for nothing that is not stable, so that neither tests nor what they start see a variable that a
+//! `cargo test` would not give them. Its log gives no times: a test lasts from the entry before its own to its own.
+//!
+//! What it means that a test does not pass in company depends on [`Isolation`]: with `binary` that is its outcome, with
+//! `auto` it runs again, alone, and that is its outcome.
 
-use std::collections::HashMap;
+mod log;
+mod transcript;
+
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-
-use super::capture::{Capture, Lines, Overlong};
-use super::mailbox::Mailbox;
-use super::outcome;
-use super::process::{End, EndedBy, Observer, Stream};
-use super::single::{self, bounded};
+use self::log::{Entry, Log, Pipe};
+use self::transcript::{Stray, Transcript};
+use super::capture::Capture;
+use super::mailbox::Work;
+use super::outcome::{self, LineResult};
+use super::process::{End, EndedBy, Observer, Process, Stream};
+use super::single::{self, LOG_WARNING};
 use super::slot::{Slot, has_flag};
-use crate::framework::{TestOutcome, TestResult};
+use crate::framework::{Isolation, TestOutcome, TestResult};
 use crate::worker::{Message, RunItem, TestKey, Unit};
 
-/// The harness's line for a failed test is as long as what the test wrote; more than this of it is dropped.
-const LONGEST_LINE: usize = 4 << 20;
+/// How long a result may wait for the end of the process, to be taken back if the process leaves something behind.
+const HELD_FOR: Duration = Duration::from_secs(1);
+
+/// How many of the tests that ran before one in its process are named.
+const NAMED_COMPANIONS: usize = 5;
 
 /// Runs tests in one process. Returns `false` when nothing came of it and the tests of this unit are better run in a
-/// process each: the harness does not know the format, or cannot even start.
-pub(super) fn run(slot: &mut Slot, items: Vec<RunItem>, unit: &Unit, no_capture: bool) -> bool {
-    let mut command = slot.command(unit);
-    if !slot.has_env(unit, "RUSTC_BOOTSTRAP") {
-        // The harness takes any value as leave to use unstable options; for a rustc that a test starts, 0 means no.
-        command.env("RUSTC_BOOTSTRAP", "0");
-    }
-    command.args(["--exact", "--format", "json", "-Z", "unstable-options", "--report-time", "--test-threads=1"]);
+/// process each: the harness does not know the options, or cannot even start.
+pub(super) fn run(slot: &mut Slot, work: Work, unit: &Unit) -> bool {
+    let Work { items, no_capture, isolation, yields_on_failure, .. } = work;
     let extra_args = without_ours(&unit.extra_args);
-    if no_capture && !has_flag(&extra_args, "--nocapture") && !has_flag(&extra_args, "--no-capture") {
-        command.arg("--nocapture");
-    }
-
+    // A process that is ended at its first failure does not come to repeat what the test has written.
+    let shows_output = no_capture || (yields_on_failure && isolation == Isolation::Binary);
     let (mut pending, twice) = Pending::new(items);
     // A second test of the same name could not be told from the first.
     put_back(slot, twice);
-    command.args(pending.items.iter().flatten().map(|item| &item.name)).args(extra_args);
-
-    let process = match slot.start(&mut command) {
-        Ok(process) => process,
-        Err(_) => {
-            // The attempt with one test will say what is wrong, for each.
-            put_back(slot, pending.rest());
-            return false;
+    pending.forget_announced(&mut slot.announced);
+    let started = slot.patiently(|slot| {
+        let Some((pipe, log)) = Pipe::new()? else { return Err(io::ErrorKind::Unsupported.into()) };
+        let mut command = slot.command(unit);
+        command.args(["--exact", "--test-threads=1"]).arg("--logfile").arg(pipe.path());
+        if shows_output && !has_flag(&extra_args, "--nocapture") && !has_flag(&extra_args, "--no-capture") {
+            command.arg("--nocapture");
         }
+        command.args(pending.items.iter().flatten().map(|item| &item.name)).args(&extra_args);
+        Ok((Process::start(&mut command)?, pipe, log))
+    });
+    let Ok((mut process, pipe, log)) = started else {
+        // The attempt with one test will say what is wrong, for each.
+        put_back(slot, pending.rest());
+        return false;
     };
-    drop(command);
+    process.follow(log);
     let longest_limit = pending.items.iter().flatten().map(|item| item.timeout_ms).max().flatten();
     let mut follower = Follower {
+        slot: Context { no_capture, isolation, yields_on_failure, limit: slot.options.output_limit, shows_output },
         mailbox: &slot.mailbox,
         emit: &*slot.on_message,
-        limit: slot.options.output_limit,
-        no_capture,
         idle_limit: longest_limit.map(Duration::from_millis),
         since: Instant::now(),
-        lines: Lines::new(LONGEST_LINE, Overlong::Truncate),
+        log: Log::default(),
+        transcript: Transcript::new(slot.options.output_limit),
+        asked_for: pending.left,
         pending: &mut pending,
         running: None,
-        progressed: false,
-        complete: false,
+        company: Vec::new(),
+        failures: Vec::new(),
         any_failed: false,
+        stopping: false,
         last: None,
-        strayed: Stray::new(slot.options.output_limit),
+        held: Vec::new(),
+        held_since: Instant::now(),
+        strays: HashMap::new(),
+        late: Capture::new(slot.options.output_limit),
+        warning: Some(Vec::new()),
     };
     let is_paused = slot.is_paused();
     let ended = process.watch(slot.limits(), &is_paused, &slot.mailbox, &mut follower, &mut slot.buffer);
-    let (useful, doubtful) = follower.finish(ended);
+    drop(pipe);
+    let (useful, again) = follower.finish(ended);
+    slot.announced.extend(pending.announced());
     put_back(slot, pending.rest());
-    if let Some(item) = doubtful {
-        single::run_again(slot, &item, unit, no_capture);
+    let mut again = again.into_iter();
+    for one in again.by_ref() {
+        let failed = single::run_after_batch(slot, one, unit, no_capture);
+        if failed && yields_on_failure {
+            break;
+        }
     }
+    put_back(slot, again.map(|one| one.item).collect());
     useful
 }
 
@@ -91,20 +115,22 @@ fn without_ours(args: &[String]) -> Vec<String> {
     while let Some(arg) = args.next() {
         let name = arg.split_once('=').map_or(arg.as_str(), |(name, _)| name);
         match name {
-            "--format" | "--test-threads" if name.len() == arg.len() => {
+            "--format" | "--test-threads" | "--logfile" if name.len() == arg.len() => {
                 args.next();
             }
-            "--format" | "--test-threads" | "--exact" | "--quiet" | "-q" | "--report-time" => {}
+            "--format" | "--test-threads" | "--logfile" | "--exact" | "--quiet" | "-q" | "--report-time" => {}
             _ => kept.push(arg.clone()),
         }
     }
     kept
 }
 
-/// The tests without a result that have not started.
+/// The tests that have no result yet.
 struct Pending {
     /// In the order of the queue.
     items: Vec<Option<RunItem>>,
+    /// Of which it was said that they have started.
+    started: Vec<bool>,
     by_name: HashMap<String, usize>,
     left: usize,
 }
@@ -122,13 +148,38 @@ impl Pending {
             }
         }
         let left = kept.len();
-        (Self { items: kept, by_name, left }, twice)
+        (Self { started: vec![false; left], items: kept, by_name, left }, twice)
     }
 
-    fn take(&mut self, name: &str) -> Option<RunItem> {
-        let item = self.items[*self.by_name.get(name)?].take()?;
+    fn is_test(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// The place of a test that has no result yet.
+    fn place(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied().filter(|&place| self.items[place].is_some())
+    }
+
+    fn take(&mut self, place: usize) -> Option<RunItem> {
+        let item = self.items[place].take()?;
         self.left -= 1;
         Some(item)
+    }
+
+    /// The tests without a result of which it was said that they have started.
+    fn announced(&self) -> impl Iterator<Item = TestKey> {
+        self.items
+            .iter()
+            .zip(&self.started)
+            .filter_map(|(item, started)| item.as_ref().filter(|_| *started))
+            .map(|item| item.key)
+    }
+
+    /// It was said of these before that they have started.
+    fn forget_announced(&mut self, announced: &mut HashSet<TestKey>) {
+        for (item, started) in self.items.iter().zip(&mut self.started) {
+            *started = item.as_ref().is_some_and(|item| announced.remove(&item.key));
+        }
     }
 
     fn rest(&mut self) -> Vec<RunItem> {
@@ -136,82 +187,111 @@ impl Pending {
     }
 }
 
-/// The test that executes.
-struct Running {
-    item: RunItem,
-    since: Instant,
+/// A test that is to run alone after the process of its batch has ended.
+pub(super) struct Again {
+    pub(super) item: RunItem,
+    /// What came of it, if that counts and only what it writes is wanted.
+    pub(super) verdict: Option<TestResult>,
+    /// What had run before it in the process in which it did not pass. `None`: it did, and what it leaves behind is wanted.
+    pub(super) company: Option<Vec<String>>,
+}
+
+/// How the process is to be understood.
+#[derive(Clone, Copy)]
+struct Context {
+    no_capture: bool,
+    isolation: Isolation,
+    yields_on_failure: bool,
+    limit: usize,
+    /// The harness does not capture.
+    shows_output: bool,
 }
 
 /// What came past the harness's capture: from child processes, from code that writes to the descriptors themselves.
-struct Stray {
+struct Strays {
     stdout: Capture,
     stderr: Capture,
 }
 
-impl Stray {
-    fn new(limit: usize) -> Self {
-        Self { stdout: Capture::new(limit), stderr: Capture::new(limit) }
-    }
+/// A test that has failed, until the process has ended.
+struct Failure {
+    item: RunItem,
+    duration: Duration,
+    /// The harness's words.
+    message: Option<String>,
+    place: usize,
+    company: Vec<String>,
 }
 
 /// Follows the process.
 struct Follower<'a> {
-    mailbox: &'a Mailbox,
+    slot: Context,
+    mailbox: &'a super::mailbox::Mailbox,
     emit: &'a dyn Fn(Message),
-    limit: usize,
-    no_capture: bool,
-    /// How long the process may take before its first test, between tests and after the last one.
+    /// How long the process may take after the last test.
     idle_limit: Option<Duration>,
-    /// The last event.
+    /// The last entry of the log.
     since: Instant,
-    lines: Lines,
+    log: Log,
+    transcript: Transcript,
+    /// How many tests the harness was asked for.
+    asked_for: usize,
     pending: &'a mut Pending,
-    running: Option<Running>,
-    /// At least one test has a result, or will have: the one that executes.
-    progressed: bool,
-    /// The harness has finished.
-    complete: bool,
+    /// The place of the test that executes, if the harness was heard to say so.
+    running: Option<usize>,
+    /// The tests that have ended in this process.
+    company: Vec<String>,
+    failures: Vec<Failure>,
     any_failed: bool,
+    /// The process is being ended because a test has failed.
+    stopping: bool,
     /// The result of the last test, which waits for the end of the process.
-    last: Option<(TestKey, TestResult)>,
-    strayed: Stray,
-}
-
-/// A line of the harness.
-#[derive(Debug, Default, PartialEq, Deserialize)]
-struct Event {
-    #[serde(rename = "type")]
-    of: String,
-    event: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    exec_time: Option<f64>,
-    #[serde(default)]
-    stdout: Option<String>,
-    #[serde(default)]
-    message: Option<String>,
+    last: Option<(RunItem, TestResult)>,
+    /// Tests that have passed, which wait for it as well: for [`HELD_FOR`], as one of them may have left something behind.
+    held: Vec<(RunItem, TestResult)>,
+    held_since: Instant,
+    /// By place.
+    strays: HashMap<usize, Strays>,
+    /// What the process wrote to standard error when all tests had ended.
+    late: Capture,
+    /// The beginning of standard error, while it may be what the harness thinks of our options.
+    warning: Option<Vec<u8>>,
 }
 
 impl Observer for Follower<'_> {
     fn output(&mut self, stream: Stream, bytes: &[u8]) {
         match stream {
-            Stream::Stdout => {
-                let longest = Lines::new(0, Overlong::Truncate);
-                let mut lines = std::mem::replace(&mut self.lines, longest);
-                lines.push(bytes, |line| self.line(line));
-                self.lines = lines;
+            Stream::Stdout => self.read(bytes, false),
+            Stream::Stderr => match self.warning.take() {
+                None => self.stray(self.running, Stream::Stderr, bytes),
+                Some(mut begin) => {
+                    begin.extend_from_slice(bytes);
+                    match begin.strip_prefix(LOG_WARNING.as_bytes()) {
+                        Some(rest) => self.stray(self.running, Stream::Stderr, rest),
+                        None if LOG_WARNING.as_bytes().starts_with(&begin) => self.warning = Some(begin),
+                        None => self.stray(self.running, Stream::Stderr, &begin),
+                    }
+                }
+            },
+            Stream::Log => {
+                let entries = self.log.push(bytes, |name| self.pending.place(name).is_some());
+                let each = self.since.elapsed() / u32::try_from(entries.len()).unwrap_or(u32::MAX).max(1);
+                for entry in entries {
+                    self.ended(entry, each);
+                }
             }
-            Stream::Stderr => self.stray(stream, bytes),
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let (since, limit) = match &self.running {
-            Some(running) => (running.since, running.item.timeout_ms.map(Duration::from_millis)),
-            None => (self.since, self.idle_limit),
+        if self.stopping {
+            return Some(self.since);
+        }
+        let limit = match self.running.and_then(|place| self.pending.items[place].as_ref()) {
+            Some(item) => item.timeout_ms.map(Duration::from_millis),
+            None => self.idle_limit,
         };
-        since.checked_add(limit?)
+        self.since.checked_add(limit?)
     }
 
     fn wants_output_early(&self) -> bool {
@@ -220,108 +300,213 @@ impl Observer for Follower<'_> {
 }
 
 impl Follower<'_> {
-    fn line(&mut self, line: &[u8]) {
-        // A test that writes to the descriptor itself may leave its line unfinished before the harness's.
-        let text = String::from_utf8_lossy(line);
-        let at = text.find("{ \"type\": \"");
-        match at.and_then(|at| Some((at, Event::parse(&text[at..])?))) {
-            Some((at, event)) => {
-                self.stray(Stream::Stdout, &text.as_bytes()[..at]);
-                self.event(event);
-            }
-            None => self.stray(Stream::Stdout, line),
+    /// Takes what the harness prints; with `at_end` what is left of it.
+    fn read(&mut self, bytes: &[u8], at_end: bool) {
+        let mut strays: Vec<(Option<usize>, Vec<u8>)> = Vec::new();
+        let pending = &*self.pending;
+        let is_test = |name: &str| pending.is_test(name);
+        let mut stray = |stray: Stray<'_>| {
+            let place = stray.test.and_then(|name| pending.by_name.get(name).copied());
+            strays.push((place, stray.bytes.to_owned()));
+        };
+        match at_end {
+            false => self.transcript.push(bytes, &is_test, &mut stray),
+            true => self.transcript.finish(&is_test, &mut stray),
         }
+        for (place, bytes) in strays {
+            self.stray(place.or(self.running), Stream::Stdout, &bytes);
+        }
+        self.look_what_runs();
     }
 
-    fn stray(&mut self, stream: Stream, bytes: &[u8]) {
+    fn stray(&mut self, place: Option<usize>, stream: Stream, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        match stream {
-            Stream::Stdout => self.strayed.stdout.push(bytes),
-            Stream::Stderr => self.strayed.stderr.push(bytes),
-        }
-        if self.no_capture
-            && let Some(running) = &self.running
-        {
-            let text = String::from_utf8_lossy(bytes).into_owned();
-            (self.emit)(Message::Output { key: running.item.key, text });
-        }
-    }
-
-    fn event(&mut self, event: Event) {
-        self.since = Instant::now();
-        match (event.of.as_str(), event.event.as_str()) {
-            ("test", "started") => {
-                if let Some(item) = self.pending.take(&event.name) {
-                    self.started(item);
-                }
+        let Some((place, item)) = place.and_then(|place| Some((place, self.pending.items.get(place)?.as_ref()?)))
+        else {
+            if stream == Stream::Stderr {
+                self.late.push(bytes);
             }
-            ("test", result @ ("ok" | "failed" | "ignored")) => {
-                // Without a start before it where the harness has nothing to execute.
-                if let Some(item) = self.pending.take(&event.name) {
-                    self.started(item);
-                }
-                if let Some(running) = self.running.take_if(|running| running.item.name == event.name) {
-                    let outcome = match result {
-                        "ok" => TestOutcome::Passed,
-                        "ignored" => TestOutcome::Skipped,
-                        _ => TestOutcome::Failed,
-                    };
-                    self.ended(running, outcome, event);
-                }
-            }
-            ("suite", "ok" | "failed") => self.complete = true,
-            // Among them `timeout`, which the harness says after 60 s of any test.
-            _ => {}
-        }
-    }
-
-    fn started(&mut self, item: RunItem) {
-        self.progressed = true;
-        self.strayed = Stray::new(self.limit);
-        (self.emit)(Message::Started { key: item.key });
-        self.mailbox.executing(item.key);
-        self.running = Some(Running { item, since: self.since });
-    }
-
-    fn ended(&mut self, running: Running, outcome: TestOutcome, event: Event) {
-        let measured = event.exec_time.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let mut result = TestResult::new(outcome, measured.unwrap_or(self.since - running.since));
-        let captured = event.stdout.unwrap_or_default();
-        let stray = std::mem::replace(&mut self.strayed, Stray::new(self.limit));
-        result.stderr = stray.stderr.finish();
-        let mut stdout = stray.stdout.finish();
-        result.message = match outcome {
-            TestOutcome::Failed => {
-                let words = event.message.as_deref().map(outcome::should_panic_message);
-                words
-                    .or_else(|| outcome::failure_message(&running.item.name, &captured, &result.stderr.text))
-                    .or_else(|| Some("the test failed without a message".to_owned()))
-            }
-            TestOutcome::Skipped => Some(event.message.unwrap_or_else(|| "ignored".to_owned())),
-            _ => None,
+            return;
         };
-        if stdout.is_empty() {
-            stdout = bounded(captured, self.limit);
-        } else {
-            let dropped_bytes = stdout.dropped_bytes;
-            stdout = bounded(stdout.text + &captured, self.limit);
-            stdout.dropped_bytes += dropped_bytes;
+        if self.slot.no_capture {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            (self.emit)(Message::Output { key: item.key, text });
+            return;
         }
-        result.stdout = stdout;
-        self.any_failed |= result.outcome.is_failure();
+        let limit = self.slot.limit;
+        let strays = self
+            .strays
+            .entry(place)
+            .or_insert_with(|| Strays { stdout: Capture::new(limit), stderr: Capture::new(limit) });
+        match stream {
+            Stream::Stderr => strays.stderr.push(bytes),
+            Stream::Stdout | Stream::Log => strays.stdout.push(bytes),
+        }
+    }
+
+    /// Takes note of what the harness said to execute now.
+    fn look_what_runs(&mut self) {
+        self.running = self.transcript.last().and_then(|name| self.pending.place(name));
+        if let Some(place) = self.running {
+            self.start(place);
+        }
+    }
+
+    fn start(&mut self, place: usize) {
+        if let Some(item) = &self.pending.items[place]
+            && !std::mem::replace(&mut self.pending.started[place], true)
+        {
+            (self.emit)(Message::Started { key: item.key });
+            self.mailbox.executing(item.key);
+        }
+    }
+
+    /// Takes note of a test that has ended.
+    fn ended(&mut self, entry: Entry, duration: Duration) {
+        self.since = Instant::now();
+        let Some(place) = self.pending.place(&entry.name) else { return };
+        self.start(place);
+        let Some(item) = self.pending.take(place) else { return };
+        let outcome = match entry.result {
+            LineResult::Ok => TestOutcome::Passed,
+            LineResult::Ignored(_) => TestOutcome::Skipped,
+            LineResult::Failed => {
+                let company = self.companions();
+                self.company.push(entry.name);
+                self.any_failed = true;
+                self.failures.push(Failure { item, duration, message: entry.message, place, company });
+                self.stopping |= self.slot.yields_on_failure && self.pending.left > 0;
+                return self.look_what_runs();
+            }
+        };
+        self.company.push(entry.name);
+        let mut result = TestResult::new(outcome, duration);
+        if let LineResult::Ignored(reason) = entry.result {
+            result.message = Some(reason.unwrap_or_else(|| "ignored".to_owned()));
+        }
+        if let Some(strays) = self.strays.remove(&place) {
+            (result.stdout, result.stderr) = (strays.stdout.finish(), strays.stderr.finish());
+        }
         if self.pending.left == 0 {
             // How its process ends is a part of it.
-            self.last = Some((running.item.key, result));
+            self.last = Some((item, result));
+        } else if self.slot.isolation == Isolation::Auto {
+            self.hold(item, result);
         } else {
-            self.finish_test(running.item.key, result);
+            self.finish_test(item.key, result);
         }
+        self.look_what_runs();
+    }
+
+    /// Keeps the result of a test that has passed, and gives out what has been kept for long.
+    fn hold(&mut self, item: RunItem, result: TestResult) {
+        if self.held.is_empty() {
+            self.held_since = Instant::now();
+        }
+        self.held.push((item, result));
+        if self.held_since.elapsed() > HELD_FOR {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        for (item, result) in std::mem::take(&mut self.held) {
+            self.finish_test(item.key, result);
+        }
+    }
+
+    /// The tests that have ended in this process, the latest ones.
+    fn companions(&self) -> Vec<String> {
+        self.company[self.company.len().saturating_sub(NAMED_COMPANIONS)..].to_vec()
+    }
+
+    fn finish_test(&self, key: TestKey, mut result: TestResult) {
+        result.shared_process = self.asked_for > 1;
+        if self.slot.no_capture {
+            result.stdout = Default::default();
+            result.stderr = Default::default();
+        }
+        (self.emit)(self.mailbox.finish(key, result));
+    }
+
+    /// Settles what can be settled when the process has ended. Returns whether the batch has led to anything, and the tests
+    /// that are to run again, alone.
+    fn finish(mut self, ended: io::Result<End>) -> (bool, Vec<Again>) {
+        self.read(&[], true);
+        if let Some(begin) = self.warning.take() {
+            self.stray(self.running, Stream::Stderr, &begin);
+        }
+        let is_leaky = ended.as_ref().is_ok_and(|end| end.leaky);
+        if is_leaky && self.held.is_empty() && self.last.is_none() {
+            let text = "a test of a batch left processes behind that still hold its output".to_owned();
+            (self.emit)(Message::Log { text });
+        }
+        let by = ended.as_ref().map_or(EndedBy::Itself, |end| end.by);
+        let stopped = by == EndedBy::Order || (by == EndedBy::TimeLimit && self.stopping);
+        let useful = stopped
+            || self.last.is_some()
+            || !self.failures.is_empty()
+            || !self.company.is_empty()
+            || (self.transcript.has_begun() && !self.transcript.has_ended())
+            || by == EndedBy::TimeLimit;
+        let mut again = Vec::new();
+        if is_leaky && self.slot.isolation == Isolation::Auto {
+            let suspects = std::mem::take(&mut self.held).into_iter().chain(self.last.take());
+            again.extend(suspects.map(|(item, _)| Again { item, verdict: None, company: None }));
+        }
+        self.release();
+        for failure in std::mem::take(&mut self.failures) {
+            again.extend(self.finish_failure(failure));
+        }
+        if let Some((item, result)) = self.last.take() {
+            again.extend(self.finish_last(item, result, &ended));
+        }
+        if useful && !stopped {
+            again.extend(self.finish_running(&ended));
+        } else if stopped && by == EndedBy::Order {
+            // It had started, and is not wanted any more.
+            if let Some(item) = self.running.and_then(|place| self.pending.take(place)) {
+                (self.emit)(self.mailbox.give_back(item.key));
+            }
+        }
+        (useful, again)
+    }
+
+    fn finish_failure(&mut self, failure: Failure) -> Option<Again> {
+        let Failure { item, duration, message, place, company } = failure;
+        if self.slot.isolation == Isolation::Auto {
+            return Some(Again { item, verdict: None, company: Some(company) });
+        }
+        let mut result = TestResult::new(TestOutcome::Failed, duration);
+        let section = self.transcript.take_section(&item.name);
+        let is_whole = section.is_some() || self.slot.shows_output;
+        let mut captured = section.unwrap_or_default();
+        if let Some(words) = &message
+            && let Some(own) = captured.text.strip_suffix(&format!("note: {words}\n"))
+        {
+            captured.text.truncate(own.len());
+        }
+        if let Some(strays) = self.strays.remove(&place) {
+            (result.stdout, result.stderr) = (strays.stdout.finish(), strays.stderr.finish());
+        }
+        let words = message.as_deref().map(outcome::should_panic_message);
+        result.message = words
+            .or_else(|| outcome::failure_message(&item.name, &captured.text, &result.stderr.text))
+            .or_else(|| Some("the test failed without a message".to_owned()));
+        result.stdout.dropped_bytes += captured.dropped_bytes;
+        result.stdout.text.push_str(&captured.text);
+        if is_whole {
+            self.finish_test(item.key, result);
+            return None;
+        }
+        // The process ended before it came to repeat what its failed tests had written.
+        Some(Again { item, verdict: Some(result), company: Some(company) })
     }
 
     /// Settles the test that ended last, when its process has ended, too.
-    fn finish_last(&mut self, ended: &io::Result<End>) {
-        let Some((key, mut result)) = self.last.take() else { return };
+    fn finish_last(&mut self, item: RunItem, mut result: TestResult, ended: &io::Result<End>) -> Option<Again> {
         let fault = match ended {
             Ok(End { by: EndedBy::Order, .. }) => None,
             Ok(End { by: EndedBy::TimeLimit, .. }) => {
@@ -333,127 +518,72 @@ impl Follower<'_> {
                 Some(_) if self.any_failed && outcome::is_exit_of_harness(end.status) => None,
                 Some(code) => Some((TestOutcome::Crashed, format!("exited with code {code}"))),
                 None => {
-                    let stderr = std::mem::replace(&mut self.strayed, Stray::new(0)).stderr.finish();
-                    let how = outcome::crash_message(end.status, &stderr.text);
-                    result.stderr.text.push_str(&stderr.text);
+                    let late = std::mem::replace(&mut self.late, Capture::new(0)).finish();
+                    let how = outcome::crash_message(end.status, &late.text);
+                    result.stderr.text.push_str(&late.text);
                     Some((TestOutcome::Crashed, format!("was {how}")))
                 }
             },
             Err(error) => Some((TestOutcome::Error, format!("could not be watched and was ended: {error}"))),
         };
-        if let Some((outcome, how)) = fault.filter(|_| !result.outcome.is_failure()) {
+        if let Some((outcome, how)) = fault {
+            if self.slot.isolation == Isolation::Auto {
+                let company = self.companions();
+                return Some(Again { item, verdict: None, company: Some(company) });
+            }
             result.outcome = outcome;
             result.message = Some(format!("the process of its batch, of which this test was the last, {how}"));
         }
-        self.finish_test(key, result);
+        self.finish_test(item.key, result);
+        None
     }
 
-    fn finish_test(&self, key: TestKey, mut result: TestResult) {
-        if self.no_capture {
-            result.stdout = Default::default();
-            result.stderr = Default::default();
-        }
-        (self.emit)(self.mailbox.finish(key, result));
-    }
-
-    /// Settles the test that was executing when the process ended, and those that the binary does not have. Returns whether
-    /// the batch has led to anything, and the test of which it cannot be told whether it ended the process or cut off the
-    /// harness's output: in a process of its own that shows.
-    fn finish(mut self, ended: io::Result<End>) -> (bool, Option<RunItem>) {
-        let rest = self.lines.finish();
-        if !rest.is_empty() {
-            self.line(&rest);
-        }
-        self.finish_last(&ended);
-        if let Ok(end) = &ended
-            && end.leaky
-        {
-            let text = "a test of a batch left processes behind that still hold its output".to_owned();
-            (self.emit)(Message::Log { text });
-        }
-        if let Some(running) = self.running.take() {
-            let by = ended.as_ref().map(|end| end.by);
-            if matches!(by, Ok(EndedBy::Order)) {
-                (self.emit)(self.mailbox.give_back(running.item.key));
-                return (true, None);
-            }
-            let as_harness = |end: &End| end.by == EndedBy::Itself && outcome::is_exit_of_harness(end.status);
-            if ended.as_ref().is_ok_and(as_harness) {
-                return (true, Some(running.item));
-            }
-            let stray = std::mem::replace(&mut self.strayed, Stray::new(0));
-            let (stdout, stderr) = (stray.stdout.finish(), stray.stderr.finish());
-            let (outcome, message) = match &ended {
-                Ok(End { by: EndedBy::TimeLimit, .. }) => {
-                    let limit = running.item.timeout_ms.map(Duration::from_millis);
-                    (TestOutcome::TimedOut, outcome::timeout_message(limit.unwrap_or_default()))
-                }
-                Ok(end) => (TestOutcome::Crashed, outcome::crash_message(end.status, &stderr.text)),
-                Err(error) => {
-                    (TestOutcome::Error, format!("the test's process could not be watched and was ended: {error}"))
-                }
-            };
-            let at = ended.map_or_else(|_| Instant::now(), |end| end.at);
-            let mut result = TestResult::new(outcome, at - running.since).with_message(message);
-            (result.stdout, result.stderr) = (stdout, stderr);
-            self.finish_test(running.item.key, result);
-            return (true, None);
-        }
-        if self.complete {
+    /// Settles the test that was executing when the process ended, and those that the binary does not have.
+    fn finish_running(&mut self, ended: &io::Result<End>) -> Option<Again> {
+        let first = self.pending.items.iter().position(Option::is_some)?;
+        let lacks_tests = self.transcript.lacks_tests(self.asked_for)
+            && ended.as_ref().is_ok_and(|end| end.by == EndedBy::Itself && outcome::is_exit_of_harness(end.status));
+        if lacks_tests && self.slot.isolation != Isolation::Auto {
             for item in self.pending.rest() {
                 (self.emit)(Message::Started { key: item.key });
                 let result = TestResult::new(TestOutcome::Error, Duration::ZERO)
                     .with_message("the binary no longer has this test; build it again");
                 self.finish_test(item.key, result);
             }
-            return (true, None);
+            return None;
         }
-        (self.progressed || matches!(&ended, Ok(End { by: EndedBy::Order, .. })), None)
-    }
-}
-
-impl Event {
-    fn parse(line: &str) -> Option<Self> {
-        if let Ok(event) = serde_json::from_str(line) {
-            return Some(event);
+        // A harness runs its tests in the order in which it lists them.
+        let place = self.running.unwrap_or(first);
+        self.start(place);
+        let item = self.pending.take(place)?;
+        if self.slot.isolation == Isolation::Auto {
+            let company = self.companions();
+            return Some(Again { item, verdict: None, company: Some(company) });
         }
-        // A line that was cut off: what comes before the output is whole, and so is most of the output.
-        let (before, output) = line.split_once(", \"stdout\": \"")?;
-        let event: Self = serde_json::from_str(&format!("{before} }}")).ok()?;
-        let ends = output.char_indices().rev().take(12).map(|(at, _)| at);
-        let stdout = ends.filter_map(|end| serde_json::from_str(&format!("\"{}\"", &output[..end])).ok()).next();
-        Some(Self { stdout, ..event })
+        let strays = self.strays.remove(&place);
+        let (stdout, stderr) =
+            strays.map(|strays| (strays.stdout.finish(), strays.stderr.finish())).unwrap_or_default();
+        let (outcome, message) = match ended {
+            Ok(End { by: EndedBy::TimeLimit, .. }) => {
+                let limit = item.timeout_ms.map(Duration::from_millis);
+                (TestOutcome::TimedOut, outcome::timeout_message(limit.unwrap_or_default()))
+            }
+            Ok(end) => (TestOutcome::Crashed, outcome::crash_message(end.status, &stderr.text)),
+            Err(error) => {
+                (TestOutcome::Error, format!("the test's process could not be watched and was ended: {error}"))
+            }
+        };
+        let at = ended.as_ref().map_or_else(|_| Instant::now(), |end| end.at);
+        let mut result = TestResult::new(outcome, at.saturating_duration_since(self.since)).with_message(message);
+        (result.stdout, result.stderr) = (stdout, stderr);
+        self.finish_test(item.key, result);
+        None
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn events_of_the_harness_are_read() {
-        let line =
-            r#"{ "type": "test", "name": "b", "event": "failed", "exec_time": 0.5, "stdout": "a\n", "message": "m" }"#;
-        let expected = Event {
-            of: "test".into(),
-            event: "failed".into(),
-            name: "b".into(),
-            exec_time: Some(0.5),
-            stdout: Some("a\n".into()),
-            message: Some("m".into()),
-        };
-        assert_eq!(Event::parse(line), Some(expected));
-        assert_eq!(Event::parse("{ \"type\": \"nothing"), None);
-    }
-
-    #[test]
-    fn an_event_that_was_cut_off_keeps_the_beginning_of_its_output() {
-        let event =
-            Event::parse(r#"{ "type": "test", "name": "b", "event": "failed", "stdout": "one\ntwo\u00e"#).unwrap();
-        assert_eq!((event.name.as_str(), event.event.as_str()), ("b", "failed"));
-        assert_eq!(event.stdout.as_deref(), Some("one\ntwo"));
-    }
 
     #[test]
     fn arguments_that_contradict_ours_are_left_out() {

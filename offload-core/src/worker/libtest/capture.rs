@@ -110,6 +110,11 @@ impl Lines {
         }
     }
 
+    /// What there is of a line that is not complete.
+    pub(super) fn unfinished(&self) -> &[u8] {
+        &self.partial
+    }
+
     /// The unfinished line at the end of the stream.
     pub(super) fn finish(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.partial)

@@ -132,6 +132,7 @@ impl Observer for Reader<'_> {
             (self.emit)(Message::Output { key, text: String::from_utf8_lossy(bytes).into_owned() });
         }
         match stream {
+            Stream::Log => {}
             Stream::Stderr => self.stderr.push(bytes),
             Stream::Stdout => {
                 let mut lines = std::mem::replace(&mut self.lines, Lines::new(0, Overlong::Split));

@@ -69,7 +69,10 @@ pub(super) struct Work {
     pub(super) items: Vec<RunItem>,
     pub(super) unit: Result<Arc<Unit>, UnitKey>,
     pub(super) together: Together,
+    pub(super) isolation: Isolation,
     pub(super) no_capture: bool,
+    /// A failure gives back what has not run.
+    pub(super) yields_on_failure: bool,
 }
 
 /// How soon the running process has to end.
@@ -235,10 +238,11 @@ impl Mailbox {
         let Some(unit) = state.units.get(&first.unit).cloned() else {
             let unit = Err(first.unit);
             state.activate(&first, true, false);
-            return Some(Work { items: vec![first], unit, together: Together::One, no_capture: state.no_capture });
+            return Some(state.work(vec![first], unit, Together::One));
         };
+        let how =
+            if state.wants_process(&first) { Together::One } else { together(state.isolation, &unit, first.unit) };
         let mut items = vec![first];
-        let how = together(state.isolation, &unit, items[0].unit);
         match how {
             Together::One => {}
             Together::All | Together::UpTo(_) => {
@@ -247,6 +251,7 @@ impl Mailbox {
                 while let Some(next) = state.queue.front()
                     && next.unit == items[0].unit
                     && used + next.name.len() < bytes
+                    && (how == Together::All || !state.wants_process(next))
                 {
                     used += next.name.len() + 1;
                     items.extend(state.queue.pop_front());
@@ -257,7 +262,7 @@ impl Mailbox {
         for item in &items {
             state.activate(item, alone, matches!(how, Together::UpTo(_)) && !alone);
         }
-        Some(Work { items, unit: Ok(unit), together: how, no_capture: state.no_capture })
+        Some(state.work(items, Ok(unit), how))
     }
 
     /// The last message of the worker. Nothing waits for tests in the queue any more.
@@ -337,6 +342,17 @@ pub(super) enum Together {
 }
 
 impl State {
+    fn work(&self, items: Vec<RunItem>, unit: Result<Arc<Unit>, UnitKey>, together: Together) -> Work {
+        let Self { isolation, no_capture, yield_on_failure: yields_on_failure, .. } = *self;
+        Work { items, unit, together, isolation, no_capture, yields_on_failure }
+    }
+
+    /// Whether a test gets a process of its own although others might share one: it is known to take long or not to pass in
+    /// company, has failed already, or is to be seen while it runs.
+    fn wants_process(&self, item: &RunItem) -> bool {
+        self.isolation == Isolation::Auto && (item.alone || item.attempt > 1 || self.no_capture)
+    }
+
     /// Removes tests from the queue; returns those that were there.
     fn dequeue(&mut self, keys: &[TestKey]) -> Vec<TestKey> {
         let mut taken = Vec::new();

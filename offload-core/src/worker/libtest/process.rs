@@ -47,6 +47,8 @@ const BUSY_TRIES: u32 = 40;
 pub(super) enum Stream {
     Stdout,
     Stderr,
+    /// What it was given to write its results into, if it was.
+    Log,
 }
 
 /// Follows a process while it runs.
@@ -105,6 +107,8 @@ pub(super) struct Process {
     group: Pid,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
+    /// The end of a pipe from which reading never blocks.
+    log: Option<OwnedFd>,
     /// Becomes readable when the process has ended; absent where the system has no such thing.
     ended: Option<OwnedFd>,
     reaped: bool,
@@ -134,7 +138,13 @@ impl Process {
         let group = Pid::from_child(&child);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         groups::enter(group);
-        Ok(Self { child, group, stdout, stderr, ended: end_descriptor(group), reaped: false, id, family: Vec::new() })
+        let ended = end_descriptor(group);
+        Ok(Self { child, group, stdout, stderr, log: None, ended, reaped: false, id, family: Vec::new() })
+    }
+
+    /// Has what the process writes into a pipe of its own followed, too. Reading from `log` must not block.
+    pub(super) fn follow(&mut self, log: OwnedFd) {
+        self.log = Some(log);
     }
 
     /// Watches the process until it has ended; `buffer` is where output passes through. The time during which this process
@@ -213,6 +223,10 @@ impl Process {
             if ready.stderr {
                 most = most.max(read(&mut self.stderr, Stream::Stderr, observer, buffer)?);
             }
+            // Last: what belongs to a test has been read when its result is.
+            if ready.log {
+                most = most.max(self.read_log(observer, buffer)?);
+            }
             // A full pipe, of which each page may be half empty, holds the process up.
             if most > 0 && most < buffer.len() / 2 {
                 read_from = Some(Instant::now() + GATHER);
@@ -271,8 +285,26 @@ impl Process {
                 break;
             }
         }
+        self.read_log(observer, buffer)?;
         let leaky = self.stdout.is_some() || self.stderr.is_some();
         Ok(End { status, by, at, leaky })
+    }
+
+    /// Reads what there is. Returns how much that was.
+    fn read_log(&mut self, observer: &mut dyn Observer, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut total = 0;
+        while let Some(log) = &self.log {
+            match retry_on_intr(|| rustix::io::read(log, &mut *buffer)) {
+                Ok(0) => self.log = None,
+                Ok(length) => {
+                    total += length;
+                    observer.output(Stream::Log, &buffer[..length]);
+                }
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(total)
     }
 
     /// Waits until something that is watched happens, at most for `timeout`.
@@ -290,6 +322,7 @@ impl Process {
             slot(self.ended.as_ref().map(AsFd::as_fd).filter(|_| watched.events), wake),
             slot(stdout.filter(|_| watched.output), wake),
             slot(stderr.filter(|_| watched.output), wake),
+            slot(self.log.as_ref().map(AsFd::as_fd).filter(|_| watched.output), wake),
         ];
         let asking = watched.events && self.ended.is_none();
         let timeout = if asking { Some(timeout.map_or(ASK, |timeout| timeout.min(ASK))) } else { timeout };
@@ -310,6 +343,7 @@ impl Process {
             ended: if asking { self.has_ended()? } else { is_ready(1, watched.events) },
             stdout: is_ready(2, watched.output && stdout.is_some()),
             stderr: is_ready(3, watched.output && stderr.is_some()),
+            log: is_ready(4, watched.output && self.log.is_some()),
         })
     }
 
@@ -367,6 +401,7 @@ struct Ready {
     ended: bool,
     stdout: bool,
     stderr: bool,
+    log: bool,
 }
 
 /// Reads once, which does not block after `poll` said so; at its end the pipe is closed. Returns how much came.

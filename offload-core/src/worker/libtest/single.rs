@@ -3,31 +3,58 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::batch::Again;
 use super::capture::{Capture, Lines, Overlong};
 use super::outcome::{self, LineResult};
 use super::process::{EndedBy, Observer, Stream};
 use super::slot::{Slot, has_flag, start_error};
 use crate::bounded;
-use crate::framework::{Captured, TestOutcome, TestResult};
+use crate::framework::{TestOutcome, TestResult};
 use crate::worker::{Harness, Message, RunItem, TestKey, Unit};
 
 /// What the harness writes to standard error where it is asked for a log.
-const LOG_WARNING: &str = "warning: `--logfile` is deprecated\n";
+pub(super) const LOG_WARNING: &str = "warning: `--logfile` is deprecated\n";
 
 /// Runs one test in one process.
 pub(super) fn run(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool) {
-    match execute(slot, item, unit, no_capture, None) {
-        Executed::Ended(result) => slot.conclude(item, *result),
-        Executed::GivenBack => give_back(slot, item),
-        Executed::Unsaid(_) => run_again(slot, item, unit, no_capture),
+    match run_once(slot, item, unit, no_capture, true) {
+        Some(result) => slot.conclude(item, result),
+        None => give_back(slot, item),
     }
 }
 
-/// Runs a test of which it was said that it has started in a process of its own, with a log.
-pub(super) fn run_again(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool) {
-    match execute_with_log(slot, item, unit, no_capture) {
-        Some(result) => slot.conclude(item, result),
-        None => give_back(slot, item),
+/// Runs a test alone that did not pass in a batch, of which it was said that it has started. Returns whether it failed.
+pub(super) fn run_after_batch(slot: &mut Slot, again: Again, unit: &Unit, no_capture: bool) -> bool {
+    let Again { item, verdict, company } = again;
+    let Some(mut result) = run_once(slot, &item, unit, no_capture, false) else {
+        give_back(slot, &item);
+        return false;
+    };
+    let failed = result.outcome.is_failure();
+    let is_final = verdict.is_some();
+    match verdict {
+        None if !failed => result.shares_state = company,
+        None => {}
+        Some(verdict) if failed => {
+            (result.outcome, result.duration) = (verdict.outcome, verdict.duration);
+        }
+        Some(verdict) => {
+            let alone = "what it wrote was lost when its process ended; alone it does not fail";
+            let message = verdict.message.as_deref().map_or(alone.to_owned(), |message| format!("{message}; {alone}"));
+            result = TestResult { message: Some(message), ..verdict };
+        }
+    }
+    slot.conclude(&item, result);
+    failed || is_final
+}
+
+/// Runs a test in a process, or two where one leaves doubt; `None`: it was given back. With `announce` it is said that it has
+/// started.
+fn run_once(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, announce: bool) -> Option<TestResult> {
+    match execute(slot, item, unit, no_capture, None, announce) {
+        Executed::Ended(result) => Some(*result),
+        Executed::GivenBack => None,
+        Executed::Unsaid(_) => execute_with_log(slot, item, unit, no_capture),
     }
 }
 
@@ -58,7 +85,7 @@ fn execute_with_log(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bo
             )));
         }
     };
-    match execute(slot, item, unit, no_capture, Some(log.path())) {
+    match execute(slot, item, unit, no_capture, Some(log.path()), false) {
         Executed::Ended(result) => Some(*result),
         Executed::GivenBack => None,
         Executed::Unsaid(mut result) => {
@@ -73,7 +100,14 @@ fn execute_with_log(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bo
     }
 }
 
-fn execute(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, log: Option<&Path>) -> Executed {
+fn execute(
+    slot: &mut Slot,
+    item: &RunItem,
+    unit: &Unit,
+    no_capture: bool,
+    log: Option<&Path>,
+    announce: bool,
+) -> Executed {
     let mut command = slot.command(unit);
     if unit.harness == Harness::Libtest {
         // A flag given twice is refused, so those that the user gave are left to them.
@@ -94,7 +128,7 @@ fn execute(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, log: 
 
     let began = Instant::now();
     let process = slot.start(&mut command);
-    if log.is_none() {
+    if announce && !slot.announced.remove(&item.key) {
         slot.hold(Message::Started { key: item.key });
     }
     if no_capture {
@@ -174,6 +208,7 @@ impl Observer for Output<'_> {
         match stream {
             Stream::Stdout => self.stdout.push(bytes),
             Stream::Stderr => self.stderr.push(bytes),
+            Stream::Log => {}
         }
         if let Some(live) = &mut self.live {
             live.push(stream, bytes, self.emit);
@@ -236,6 +271,7 @@ impl Live {
         match stream {
             Stream::Stdout => stdout.push(bytes, |line| filter.pass(&String::from_utf8_lossy(line), *key, emit)),
             Stream::Stderr => stderr.push(bytes, |line| send(&String::from_utf8_lossy(line), *key, emit)),
+            Stream::Log => {}
         }
     }
 
@@ -278,14 +314,4 @@ fn send(text: &str, key: TestKey, emit: &dyn Fn(Message)) {
     if !text.is_empty() {
         emit(Message::Output { key, text: text.to_owned() });
     }
-}
-
-/// Text that came as text, within the same bounds as what comes through pipes.
-pub(super) fn bounded(text: String, limit: usize) -> Captured {
-    if text.len() <= limit {
-        return text.into();
-    }
-    let mut capture = Capture::new(limit);
-    capture.push(text.as_bytes());
-    capture.finish()
 }

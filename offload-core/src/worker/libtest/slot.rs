@@ -10,7 +10,7 @@ use super::mailbox::{Mailbox, Together, Verdict};
 use super::process::{Limits, Process, is_scarcity};
 use super::{LibtestOptions, batch, doctest, single};
 use crate::framework::{Isolation, TestOutcome, TestResult};
-use crate::worker::{Harness, Message, RunItem, StartPermit, Unit, UnitKey};
+use crate::worker::{Harness, Message, RunItem, StartPermit, TestKey, Unit, UnitKey};
 
 /// The longest list of names on one command line, in bytes: a quarter of what Linux allows for arguments and environment
 /// together at the usual stack limit.
@@ -48,6 +48,8 @@ pub(super) struct Slot {
     said_scarce: bool,
     /// Units whose binaries cannot run several tests in a process in a way that can be followed.
     alone: HashSet<UnitKey>,
+    /// Tests in the queue of which it was said that they have started, in a process that did not come to their end.
+    pub(super) announced: HashSet<TestKey>,
 }
 
 impl Slot {
@@ -66,6 +68,7 @@ impl Slot {
             scarcity_patience: SCARCITY_PATIENCE,
             said_scarce: false,
             alone: HashSet::new(),
+            announced: HashSet::new(),
         }
     }
 
@@ -82,25 +85,27 @@ impl Slot {
             };
             let together = |isolation, unit: &Unit, key: UnitKey| match unit.harness {
                 Harness::Doctest => Together::All,
-                Harness::Libtest if isolation == Isolation::Binary && !self.alone.contains(&key) => {
+                Harness::Libtest if shares_process(isolation, unit) && !self.alone.contains(&key) => {
                     Together::UpTo(LONGEST_NAMES)
                 }
                 Harness::Libtest | Harness::Opaque => Together::One,
             };
             let Some(work) = self.mailbox.take(together) else { continue };
-            match (work.unit, &work.items[..]) {
+            let is_shared =
+                work.together != Together::One && (work.items.len() > 1 || work.isolation == Isolation::Binary);
+            match (work.unit.clone(), &work.items[..]) {
                 (Err(unit), items) => self.refuse(unit, items),
                 (Ok(unit), _) if unit.harness == Harness::Doctest => {
                     self.release();
                     doctest::run(&mut self, work.items, &unit, work.no_capture);
                 }
-                (Ok(unit), [item]) if work.together == Together::One => {
+                (Ok(unit), [item]) if !is_shared => {
                     single::run(&mut self, item, &unit, work.no_capture);
                 }
                 (Ok(unit), _) => {
                     self.release();
                     let key = work.items[0].unit;
-                    if !batch::run(&mut self, work.items, &unit, work.no_capture) {
+                    if !batch::run(&mut self, work, &unit) {
                         tracing::debug!(program = %unit.program.display(), "runs its tests in a process each");
                         self.alone.insert(key);
                     }
@@ -188,9 +193,14 @@ impl Slot {
 
     /// Starts a process; where there is too little of what it takes, waits for other tests to give it back.
     pub(super) fn start(&mut self, command: &mut Command) -> io::Result<Process> {
+        self.patiently(|_| Process::start(command))
+    }
+
+    /// The same for whatever else an attempt takes; one that fails gives all of it back.
+    pub(super) fn patiently<T>(&mut self, mut attempt: impl FnMut(&Self) -> io::Result<T>) -> io::Result<T> {
         let give_up = Instant::now() + self.scarcity_patience;
         loop {
-            match Process::start(command) {
+            match attempt(self) {
                 Err(error) if is_scarcity(&error) && Instant::now() < give_up && self.is_wanted() => {
                     let text = format!(
                         "Tests could not be started ({error}), so fewer of them run at once; raise the limit (ulimit -n, \
@@ -209,18 +219,28 @@ impl Slot {
                     }
                     return Err(error);
                 }
-                Ok(process) => {
+                Ok(started) => {
                     self.scarcity_patience = SCARCITY_PATIENCE;
-                    return Ok(process);
+                    return Ok(started);
                 }
             }
         }
     }
+}
 
-    /// Whether a variable is set for the processes of a unit.
-    pub(super) fn has_env(&self, unit: &Unit, name: &str) -> bool {
-        unit.env.contains_key(name) || self.options.env.contains_key(name) || std::env::var_os(name).is_some()
+/// Whether tests of a unit may run in one process.
+fn shares_process(isolation: Isolation, unit: &Unit) -> bool {
+    match isolation {
+        Isolation::Process => false,
+        Isolation::Binary => true,
+        // What a runner or another harness makes of many tests is not known.
+        Isolation::Auto => unit.args.is_empty() && !unit.custom_harness && !gives_threads(&unit.extra_args),
     }
+}
+
+/// Whether the user has said how many threads a harness has.
+fn gives_threads(args: &[String]) -> bool {
+    has_flag(args, "--test-threads")
 }
 
 /// Whether a flag is among arguments, alone or with `=value`.

@@ -1,0 +1,113 @@
+//! Processes that tests share as long as they pass in them.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use offload_core::framework::{Isolation, TestOutcome, TestResult};
+use offload_core::worker::RunItem;
+use offload_core::worker::libtest::LibtestOptions;
+
+use crate::support::{Fixtures, Session, compile, items};
+
+/// Tests that write down that they run, in which process, and do something else if they are not the first in theirs.
+const COMPANY: &str = r#"
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+static BEFORE: AtomicUsize = AtomicUsize::new(0);
+fn is_alone() -> bool {
+    let mut log = std::fs::OpenOptions::new().append(true).create(true).open(std::env::var("RAN").unwrap()).unwrap();
+    writeln!(log, "{} {}", std::thread::current().name().unwrap(), std::process::id()).unwrap();
+    BEFORE.fetch_add(1, SeqCst) == 0
+}
+#[test] fn a_passes() { is_alone(); }
+#[test] fn b_fails() { assert!(is_alone(), "somebody was here"); }
+#[test] fn b_fails_always() { is_alone(); println!("said before"); panic!("as ever") }
+#[test] fn b_exits() { if !is_alone() { std::process::exit(0) } }
+#[test] fn b_exits_always() { is_alone(); std::process::exit(0) }
+#[test] fn b_crashes() { if !is_alone() { std::process::abort() } }
+#[test] fn b_hangs() { if !is_alone() { loop { std::thread::park() } } }
+#[test] fn c_passes() { is_alone(); }
+#[test] fn d_passes() { is_alone(); }
+"#;
+
+fn program() -> &'static tempfile::TempDir {
+    static PROGRAM: OnceLock<tempfile::TempDir> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        compile(dir.path(), "company", COMPANY, &["--test"]);
+        dir
+    })
+}
+
+/// The results, and in which processes each test has run.
+fn run(items: &[RunItem], isolation: Isolation) -> (HashMap<String, TestResult>, HashMap<String, Vec<String>>) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("ran");
+    let mut unit = Fixtures::get().unit();
+    unit.program = program().path().join("company");
+    unit.env.insert("RAN".into(), log.to_str().unwrap().into());
+    let results = Session::new(LibtestOptions { isolation, ..LibtestOptions::default() }, unit).run(items);
+    let mut processes: HashMap<String, Vec<String>> = HashMap::new();
+    for line in std::fs::read_to_string(log).unwrap().lines() {
+        let (name, process) = line.split_once(' ').unwrap();
+        processes.entry(name.to_owned()).or_default().push(process.to_owned());
+    }
+    (results, processes)
+}
+
+#[test]
+fn tests_that_pass_share_one_process() {
+    let (results, processes) = run(&items(&["a_passes", "c_passes", "d_passes"]), Isolation::Auto);
+    assert!(results.values().all(|result| result.outcome == TestOutcome::Passed && result.shared_process));
+    assert!(processes.values().all(|ran| *ran == processes["a_passes"]), "{processes:?}");
+    assert_eq!(processes["a_passes"].len(), 1);
+}
+
+#[test]
+fn what_does_not_pass_in_company_is_what_it_is_alone() {
+    for name in ["b_fails", "b_exits", "b_crashes", "b_hangs"] {
+        let mut tests = items(&["a_passes", name, "c_passes", "d_passes"]);
+        tests[1].timeout_ms = Some(3000);
+        let (results, processes) = run(&tests, Isolation::Auto);
+        assert_eq!(results[name].outcome, TestOutcome::Passed, "{name}: {results:?}");
+        assert_eq!(results[name].shares_state.as_deref(), Some(&["a_passes".to_owned()][..]), "{name}");
+        assert_eq!(processes[name].len(), 2, "{name}: {processes:?}");
+        for other in ["a_passes", "c_passes", "d_passes"] {
+            let result = &results[other];
+            assert_eq!((result.outcome, &result.shares_state), (TestOutcome::Passed, &None), "{name}: {other}");
+            assert_eq!(processes[other].len(), 1, "{name}: {other} {processes:?}");
+        }
+    }
+}
+
+#[test]
+fn what_fails_in_company_and_alone_has_failed_once() {
+    // Where a process ends without a word, another one with a log says whether it was the test's doing.
+    for (name, outcome, times) in
+        [("b_fails_always", TestOutcome::Failed, 2), ("b_exits_always", TestOutcome::Crashed, 3)]
+    {
+        let (results, processes) = run(&items(&["a_passes", name, "c_passes"]), Isolation::Auto);
+        let result = &results[name];
+        assert_eq!((result.outcome, &result.shares_state), (outcome, &None), "{result:?}");
+        assert!(!result.shared_process, "{result:?}");
+        assert_eq!(processes[name].len(), times, "{processes:?}");
+        assert_eq!(results["c_passes"].outcome, TestOutcome::Passed);
+    }
+}
+
+#[test]
+fn who_is_to_be_alone_is_alone() {
+    let mut tests = items(&["a_passes", "b_fails", "c_passes", "d_passes"]);
+    tests[1].alone = true;
+    let (results, processes) = run(&tests, Isolation::Auto);
+    assert!(results.values().all(|result| result.outcome == TestOutcome::Passed && result.shares_state.is_none()));
+    assert!(processes.values().all(|ran| ran.len() == 1), "{processes:?}");
+    assert!(processes.iter().all(|(name, ran)| name == "b_fails" || *ran != processes["b_fails"]), "{processes:?}");
+}
+
+#[test]
+fn a_failed_test_in_company_has_failed_where_the_user_wants_company() {
+    let (results, processes) = run(&items(&["a_passes", "b_fails", "c_passes"]), Isolation::Binary);
+    assert_eq!(results["b_fails"].outcome, TestOutcome::Failed);
+    assert!(processes.values().all(|ran| *ran == processes["a_passes"]), "{processes:?}");
+}
