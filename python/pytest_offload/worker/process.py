@@ -83,8 +83,7 @@ def become_worker(plugin: WorkerPlugin, worker_id: str, forked: bool, again: boo
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if isinstance(reporter, QuietTerminal) and not config.getini("log_cli"):
         # What a plugin says before it ends the process belongs to what is shown of that.
-        reporter._tw._file.close()
-        reporter._tw._file = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - as above
+        reporter._tw._file = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - open as long as the process lives
     if capture is not None:
         with capturing_into(directory, worker_id):
             capture.start_global_capturing()

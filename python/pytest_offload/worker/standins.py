@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import types
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -53,7 +54,13 @@ class QuietTerminal:
 
 def silence(reporter: Any) -> None:
     """Has a terminal reporter write nothing."""
-    reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process lives
+    reporter._tw._file = _nowhere()
+
+
+@functools.lru_cache(maxsize=None)
+def _nowhere() -> IO[str]:
+    """Opens a file that keeps nothing. There is only one, so that a reporter that is replaced leaves none open."""
+    return open(os.devnull, "w")
 
 
 class XmlRecorder:
