@@ -1,5 +1,6 @@
 //! `${VAR}` and `${VAR:-default}` in strings.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::secret::MASK;
@@ -40,6 +41,12 @@ impl Text {
             None if self.secret == Some(true) => MASK,
             None => &self.value,
         }
+    }
+
+    /// What to write in a file to get this again, as far as it may be shown.
+    pub(super) fn written(&self) -> Cow<'_, str> {
+        let shown = self.shown();
+        if self.is_expanded() || !shown.contains("${") { shown.into() } else { shown.replace("${", "$${").into() }
     }
 
     /// What must not be shown, if this is a variable's value: all of it, where somebody has said so; else what came from
@@ -155,6 +162,9 @@ mod tests {
         let shown = |text| expand(text, &env).map(|text| text.shown().to_owned());
         assert_eq!(shown("Bearer ${TOKEN}").as_deref(), Ok("Bearer ${TOKEN}"));
         assert_eq!(shown("$${TOKEN}").as_deref(), Ok("${TOKEN}"));
+        for text in ["Bearer ${TOKEN}", "$${TOKEN}", "$$${TOKEN} $", "$TOKEN"] {
+            assert_eq!(expand(text, &env).unwrap().written(), text, "as it was written");
+        }
         let secrets = |text, secret| {
             let text = Text { secret, ..expand(text, &env).unwrap() };
             text.secrets().map(str::to_owned).collect::<Vec<_>>()

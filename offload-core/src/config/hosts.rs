@@ -90,7 +90,7 @@ fn check_host(key: &str, item: &Raw, problems: &mut Vec<Problem>) -> Option<Host
 
 /// The item as TOML, secrets hidden.
 pub(super) fn spell_host(host: &Host) -> String {
-    let text = |name: &str, text: &Text| format!("{name} = {}", spell_text(text.shown()));
+    let text = |name: &str, text: &Text| format!("{name} = {}", spell_text(&text.written()));
     let mut fields = vec![text("host", &host.host)];
     fields.extend(host.slots.map(|slots| format!("slots = {slots}")));
     fields.extend(host.user.as_ref().map(|user| text("user", user)));

@@ -215,8 +215,8 @@ impl Checked {
             Self::Int(int) => int.to_string(),
             Self::Float(float) => toml::Value::Float(*float).to_string(),
             Self::Bool(yes) => yes.to_string(),
-            Self::Text(text) => spell_text(text.shown()),
-            Self::List(items) => format!("[{}]", spelled(items.iter().map(|(text, _)| spell_text(text.shown())))),
+            Self::Text(text) => spell_text(&text.written()),
+            Self::List(items) => format!("[{}]", spelled(items.iter().map(|(text, _)| spell_text(&text.written())))),
             Self::Hosts(hosts) => format!("[{}]", spelled(hosts.iter().map(spell_host))),
             Self::Table(entries) if entries.is_empty() => "{}".to_owned(),
             Self::Table(entries) => {
@@ -386,8 +386,8 @@ fn spelled(parts: impl Iterator<Item = String>) -> String {
 pub(super) fn spell(entry: &Entry) -> String {
     match entry {
         Entry::Text(text) => match text.secret {
-            Some(secret) => format!("{{ value = {}, secret = {secret} }}", spell_text(text.shown())),
-            None => spell_text(text.shown()),
+            Some(secret) => format!("{{ value = {}, secret = {secret} }}", spell_text(&text.written())),
+            None => spell_text(&text.written()),
         },
         Entry::Other(other) => other.clone(),
     }
@@ -463,7 +463,7 @@ fn quoting_help(kind: Kind, raw: &Raw) -> Option<String> {
     }
     let unquoted = match (&raw.data, kind) {
         (Data::Text(text), Kind::Texts | Kind::Globs | Kind::Paths | Kind::CopyDirs) => {
-            return Some(format!("write it as a list: `[{}]`", spell_text(text.shown())));
+            return Some(format!("write it as a list: `[{}]`", spell_text(&text.written())));
         }
         // `${N}` without quotes would not be TOML.
         (Data::Text(text), _) if text.is_expanded() => None,
