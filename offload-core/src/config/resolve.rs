@@ -1,6 +1,6 @@
 //! Lays command line, environment, file and defaults over each other, once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -126,28 +126,37 @@ pub fn resolve(
     overrides: &[Override],
     defaults: Defaults,
 ) -> Result<Resolved, ConfigError> {
-    let env: BTreeMap<String, String> = env.into_iter().collect();
-    let path = source.map(|source| source.path().display().to_string()).unwrap_or_default();
     let text = source.map(ConfigSource::read).transpose()?.unwrap_or_default();
+    resolve_text(source.map(|source| (source, text.as_str())), env.into_iter().collect(), overrides, defaults)
+}
+
+/// [`resolve`], where the file has been read.
+pub(super) fn resolve_text(
+    file: Option<(&ConfigSource, &str)>,
+    env: BTreeMap<String, String>,
+    overrides: &[Override],
+    defaults: Defaults,
+) -> Result<Resolved, ConfigError> {
+    let path = file.map(|(source, _)| source.path().display().to_string()).unwrap_or_default();
+    let text = file.map_or("", |(_, text)| text);
 
     let mut layers = Layers::default();
     let mut marked = Vec::new();
     layers.add_defaults(&defaults);
-    if let Some(source) = source {
+    if let Some((source, _)) = file {
         // With broken syntax the tree behind it means little: what it lacks would be reported as missing.
-        let document = parse(&text).map_err(|problems| diagnostic::error(problems, &path, &text))?;
+        let document = parse(text).map_err(|problems| diagnostic::error(problems, &path, text))?;
         mark(&document, &mut marked);
-        let located = source.table(&document).map_err(|problem| diagnostic::error(vec![problem], &path, &text))?;
-        layers.add_file(&Reader { text: &text, env: &env }, &located, source.kind());
+        let located = source.table(&document).map_err(|problem| diagnostic::error(vec![problem], &path, text))?;
+        layers.add_file(&Reader { text, env: &env }, &located, source.kind());
     }
     layers.add_env(&env);
     layers.add_overrides(overrides);
 
-    let line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
-    let resolver = Resolver { path: &path, line_ends, layers };
+    let resolver = Resolver { path: &path, line_ends: line_ends(text), layers };
     let (config, origins) =
-        resolver.run().map_err(|problems| diagnostic::error(problems, &path, &conceal(&text, &marked)))?;
-    Ok(Resolved { config, origins, base_dir: source.map_or_else(|| PathBuf::from("."), ConfigSource::base_dir) })
+        resolver.run().map_err(|problems| diagnostic::error(problems, &path, &conceal(text, &marked)))?;
+    Ok(Resolved { config, origins, base_dir: file.map_or_else(|| PathBuf::from("."), |(source, _)| source.base_dir()) })
 }
 
 fn parse(text: &str) -> Result<DeTable<'_>, Vec<Problem>> {
@@ -157,10 +166,11 @@ fn parse(text: &str) -> Result<DeTable<'_>, Vec<Problem>> {
     }
     let mut problems: Vec<Problem> = Vec::new();
     let mut last_line = None;
+    let line_ends = line_ends(text);
     for error in errors {
         let span = error.span().unwrap_or(0..0);
         // What follows an error on the same line is mostly its echo.
-        let line = line_of(text, span.start);
+        let line = line_of(&line_ends, span.start);
         if last_line.replace(line) != Some(line) {
             problems.push(Problem::new("the file is not valid TOML", Where::Span(span), error.message()));
         }
@@ -184,19 +194,36 @@ fn mark(table: &DeTable<'_>, marked: &mut Vec<Range<usize>>) {
 
 /// The file as a diagnosis may show it: what is marked as a secret is made unreadable, and stays as long as it is.
 fn conceal(text: &str, marked: &[Range<usize>]) -> String {
-    let hidden = |at: usize| marked.iter().any(|range| range.contains(&at));
-    text.char_indices().fold(String::with_capacity(text.len()), |mut shown, (at, c)| {
-        if hidden(at) && !"\r\n\"'".contains(c) {
-            shown.extend(std::iter::repeat_n('*', c.len_utf8()));
-        } else {
-            shown.push(c);
+    let mut marked: Vec<_> = marked.iter().filter(|range| text.get((*range).clone()).is_some()).collect();
+    marked.sort_by_key(|range| range.start);
+    let (mut shown, mut done) = (String::with_capacity(text.len()), 0);
+    for range in marked.into_iter().filter(|range| !range.is_empty()) {
+        let start = range.start.max(done);
+        if start >= range.end {
+            continue;
         }
-        shown
-    })
+        shown.push_str(&text[done..start]);
+        for c in text[start..range.end].chars() {
+            if "\r\n\"'".contains(c) {
+                shown.push(c);
+            } else {
+                shown.extend(std::iter::repeat_n('*', c.len_utf8()));
+            }
+        }
+        done = range.end;
+    }
+    shown.push_str(&text[done..]);
+    shown
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count()
+/// Where lines end.
+fn line_ends(text: &str) -> Vec<usize> {
+    text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect()
+}
+
+/// The number of the line with this byte.
+fn line_of(line_ends: &[usize], offset: usize) -> usize {
+    1 + line_ends.partition_point(|end| *end < offset)
 }
 
 struct Resolver<'a> {
@@ -302,10 +329,9 @@ impl Resolver<'_> {
                     Checked::List(all)
                 }
                 (_, Some(Checked::Table(mut all)), Checked::Table(more)) => {
-                    for (name, entry, place) in more {
-                        all.retain(|(known, ..)| *known != name);
-                        all.push((name, entry, place));
-                    }
+                    let names: HashSet<&str> = more.iter().map(|(name, ..)| name.as_str()).collect();
+                    all.retain(|(known, ..)| !names.contains(known.as_str()));
+                    all.extend(more);
                     Checked::Table(all)
                 }
                 (_, _, value) => value,
@@ -371,7 +397,7 @@ impl Resolver<'_> {
         match place {
             Place::Default => DEFAULT_ORIGIN.to_owned(),
             Place::File(span) => {
-                format!("{}:{}", self.path, (1 + self.line_ends.partition_point(|end| *end < span.start)))
+                format!("{}:{}", self.path, line_of(&self.line_ends, span.start))
             }
             Place::Env { name, .. } | Place::Option { name, .. } => name.clone(),
         }
