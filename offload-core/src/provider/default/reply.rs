@@ -50,7 +50,7 @@ impl Unwrap {
             ExecEvent::Stdout(bytes) if self.state != State::Passing => {
                 self.held.extend_from_slice(&bytes);
                 if self.state == State::Undecided {
-                    self.state = match self.held.iter().find(|byte| !byte.is_ascii_whitespace()) {
+                    self.state = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
                         None => State::Undecided,
                         Some(b'{') => State::Holding,
                         Some(_) => State::Passing,
