@@ -10,7 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
 use crate::bounded;
@@ -95,6 +95,7 @@ pub(super) fn mark_ignored(mut all: Vec<Listed>, ignored: &[Listed]) -> Vec<List
 async fn terse(unit: &Unit, args: &[&str], limit: Duration) -> Result<Vec<Listed>, String> {
     match run(unit, args, false, limit).await? {
         Ended::TimedOut => Err(format!("did not end within {} s", limit.as_secs())),
+        Ended::TooMuch => Err(format!("wrote more than {} MiB", bounded::RESULTS >> 20)),
         Ended::Exited { status, stdout, stderr } => match parse_terse(&stdout) {
             Some(tests) if status.success() => Ok(tests),
             _ => Err(format!("ended with {status} and wrote:\n{}{}", excerpt(&stdout), excerpt(&stderr))),
@@ -143,8 +144,25 @@ pub(super) fn parse_terse(stdout: &[u8]) -> Option<Vec<Listed>> {
 }
 
 enum Ended {
-    Exited { status: ExitStatus, stdout: Vec<u8>, stderr: Vec<u8> },
+    Exited {
+        status: ExitStatus,
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+    },
     TimedOut,
+    /// It wrote more than any list is long.
+    TooMuch,
+}
+
+/// More was written than is kept.
+struct TooMuch;
+
+/// All that is written to a pipe.
+async fn read_bounded(pipe: impl AsyncRead + Unpin, limit: u64) -> Result<Vec<u8>, TooMuch> {
+    let mut bytes = Vec::new();
+    // A pipe that breaks has ended.
+    let _ = pipe.take(limit + 1).read_to_end(&mut bytes).await;
+    if bytes.len() as u64 > limit { Err(TooMuch) } else { Ok(bytes) }
 }
 
 /// Ends a process and everything that it started in its group, unless it was waited for.
@@ -176,14 +194,15 @@ async fn run(unit: &Unit, args: &[&str], json: bool, limit: Duration) -> Result<
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
     let child = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
     let mut group = Group(child);
-    let mut stdout_pipe = group.0.stdout.take().ok_or("has no standard output")?;
-    let mut stderr_pipe = group.0.stderr.take().ok_or("has no standard error")?;
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let stdout_pipe = group.0.stdout.take().ok_or("has no standard output")?;
+    let stderr_pipe = group.0.stderr.take().ok_or("has no standard error")?;
     // Waited for last: until then the group can still be killed.
-    let read = async { tokio::join!(stdout_pipe.read_to_end(&mut stdout), stderr_pipe.read_to_end(&mut stderr)) };
+    let most = bounded::RESULTS;
+    let read = async { tokio::try_join!(read_bounded(stdout_pipe, most), read_bounded(stderr_pipe, most)) };
     match tokio::time::timeout(limit, read).await {
         Err(_) => Ok(Ended::TimedOut),
-        Ok(_) => match tokio::time::timeout(limit, group.0.wait()).await {
+        Ok(Err(TooMuch)) => Ok(Ended::TooMuch),
+        Ok(Ok((stdout, stderr))) => match tokio::time::timeout(limit, group.0.wait()).await {
             Err(_) => Ok(Ended::TimedOut),
             Ok(Err(error)) => Err(format!("cannot be waited for: {error}")),
             Ok(Ok(status)) => Ok(Ended::Exited { status, stdout, stderr }),
@@ -214,5 +233,11 @@ mod tests {
     fn terse_listings_are_all_or_nothing() {
         assert_eq!(parse_terse(b"a: test\n\nb: benchmark\n"), Some(vec![Listed::new("a"), Listed::new("b")]));
         assert_eq!(parse_terse(b"a: test\nrunning everything\n"), None);
+    }
+
+    #[tokio::test]
+    async fn a_listing_without_end_is_not_read_to_the_end() {
+        assert!(read_bounded(tokio::io::repeat(b'a'), 1000).await.is_err());
+        assert_eq!(read_bounded(&[b'a'; 1000][..], 1000).await.ok(), Some(vec![b'a'; 1000]));
     }
 }

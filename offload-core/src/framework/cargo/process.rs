@@ -5,7 +5,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use cargo_metadata::Message;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -16,6 +16,9 @@ use crate::framework::{FrameworkError, FrameworkResult};
 
 /// How long output may still come after Cargo has ended: a daemon that a rustc wrapper started may hold the pipes.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// The longest line; what is longer comes in pieces, none of which is a message.
+const LONGEST_LINE: u64 = 64 << 20;
 
 /// Something that Cargo said.
 pub(super) enum Said {
@@ -41,6 +44,11 @@ pub(super) fn cargo_command(dir: &Path, args: impl IntoIterator<Item = String>) 
     command
 }
 
+/// The message that a line is. What is none was printed by a build script or a wrapper, for nobody in particular.
+pub(super) fn message(line: &str) -> Option<Message> {
+    serde_json::from_str(line).ok()
+}
+
 /// Why a Cargo could not be started.
 pub(super) fn not_started(error: &std::io::Error) -> FrameworkError {
     FrameworkError::Discovery(format!(
@@ -59,8 +67,7 @@ impl CargoProcess {
         let mut readers = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
             readers.spawn(read_lines(stdout, sender.clone(), |line| {
-                // What is not a message was printed by a build script or a wrapper, for nobody in particular.
-                serde_json::from_str(line).ok().map(|message| Said::Message(Box::new(message)))
+                message(line).map(|message| Said::Message(Box::new(message)))
             }));
         }
         if let Some(stderr) = child.stderr.take() {
@@ -105,7 +112,7 @@ async fn read_lines(
 ) {
     let mut pipe = BufReader::with_capacity(64 * 1024, pipe);
     let mut line = Vec::new();
-    while matches!(pipe.read_until(b'\n', &mut line).await, Ok(read) if read > 0) {
+    while matches!((&mut pipe).take(LONGEST_LINE).read_until(b'\n', &mut line).await, Ok(read) if read > 0) {
         let text = String::from_utf8_lossy(&line);
         if let Some(said) = parse(text.trim_end_matches(['\n', '\r']))
             && sender.send(said).is_err()
