@@ -18,6 +18,9 @@ const FAILURE_CODE: i32 = 101;
 /// The longest one-line message, in characters.
 const LONGEST_MESSAGE: usize = 400;
 
+/// The longest message of a panic of which the end is looked for, in bytes.
+const LONGEST_QUOTED: usize = 4 << 10;
+
 /// How a process of one test is to be understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reading {
@@ -430,7 +433,7 @@ impl<'a> Panic<'a> {
         }
         // Before 1.73: `'message', src/lib.rs:3:5`, where the message may have several lines.
         let start = line_end - what.len() + 1;
-        let quoted = rest[line_end - what.len()..].strip_prefix('\'')?;
+        let quoted = beginning(rest[line_end - what.len()..].strip_prefix('\'')?, LONGEST_QUOTED);
         let (end, location) = quoted.match_indices("', ").find_map(|(end, separator)| {
             let location = quoted[end + separator.len()..].lines().next()?;
             is_location(location).then_some((end, location))
@@ -455,6 +458,12 @@ impl<'a> Panic<'a> {
         }
         bounded(message)
     }
+}
+
+/// At most so many bytes from the beginning of a text.
+fn beginning(text: &str, limit: usize) -> &str {
+    let end = (0..=limit.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[..end]
 }
 
 /// Whether a text is `path:line:column`.
