@@ -148,12 +148,16 @@ pub fn read(path: &Path) -> Result<Vec<LoggedTest>, LogsError> {
         io::ErrorKind::NotFound => LogsError::Missing { path: path.to_owned() },
         _ => LogsError::Unreadable { path: path.to_owned(), source },
     })?;
-    let damaged = |reason: String| LogsError::Damaged { path: path.to_owned(), reason };
-    let root = parse(&String::from_utf8_lossy(&bytes)).map_err(damaged)?;
+    read_bytes(&bytes).map_err(|reason| LogsError::Damaged { path: path.to_owned(), reason })
+}
+
+/// Reads a report that is in memory.
+pub(crate) fn read_bytes(bytes: &[u8]) -> Result<Vec<LoggedTest>, String> {
+    let root = parse(&String::from_utf8_lossy(bytes))?;
     let mut tests = Vec::new();
     match root.name.as_str() {
         "testsuites" | "testsuite" => collect(&root, &mut tests),
-        other => return Err(damaged(format!("its root element is <{other}>"))),
+        other => return Err(format!("its root element is <{other}>")),
     }
     Ok(tests)
 }
@@ -247,6 +251,9 @@ impl Element {
     }
 }
 
+/// Elements within elements of a report that may be read: what is deeper would take the stack of whoever walks it.
+const DEEPEST: usize = 100;
+
 fn parse(xml: &str) -> Result<Element, String> {
     let mut reader = quick_xml::Reader::from_str(xml);
     // The element that is being read, at first the document itself; and those that it is in.
@@ -257,6 +264,9 @@ fn parse(xml: &str) -> Result<Element, String> {
         let event = reader.read_event().map_err(|error| damaged(&error))?;
         match event {
             Event::Start(start) => {
+                if around.len() >= DEEPEST {
+                    return Err(damaged(&"elements are nested too deeply"));
+                }
                 let child = begin(&start).map_err(|error| damaged(&error))?;
                 around.push(std::mem::replace(&mut element, child));
             }
@@ -343,4 +353,17 @@ fn logged_test(case: &Element) -> LoggedTest {
         }
     }
     test
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_in_elements_without_end_are_refused() {
+        let nested = |depth: usize| format!("<testsuites>{}{}</testsuites>", "<a>".repeat(depth), "</a>".repeat(depth));
+        assert!(read_bytes(nested(50).as_bytes()).is_ok());
+        let error = read_bytes(nested(1_000_000).as_bytes()).unwrap_err();
+        assert!(error.contains("elements are nested too deeply"), "{error}");
+    }
 }
