@@ -161,22 +161,22 @@ fn a_sandbox_cannot_write_elsewhere_and_what_an_earlier_run_brought_is_gone() {
     assert!(!dir.path().join("deep/evil.txt").exists() && !dir.path().join("deep/er/evil.txt").exists());
 
     let honest = project(TEMPDIR, "download_globs = [\"*.log\"]", &[("t/a.sh", "echo 1 >new.log\n")]);
-    let reports = honest.path().join("reports");
-    let artifacts = reports.join("artifacts");
-    let run = || {
+    let (ours, theirs) = (honest.path().join("ours"), honest.path().join("theirs"));
+    let run = |reports: &Path| {
         let mut command = offload(honest.path());
-        command.env("OFFLOAD_REPORT_OUTPUT_DIR", &reports).arg("run");
-        Run::from_output(command.output().unwrap(), tempfile::tempdir().unwrap()).exits(0)
+        command.env("OFFLOAD_REPORT_OUTPUT_DIR", reports).arg("run");
+        Run::from_output(command.output().unwrap(), tempfile::tempdir().unwrap()).exits(0);
+        brought(reports)
     };
-    // A directory of that name that is not ours stays as it is.
-    std::fs::create_dir_all(&artifacts).unwrap();
-    std::fs::write(artifacts.join("own"), "").unwrap();
-    run();
-    assert!(artifacts.join("own").exists());
-    assert_eq!(brought(&reports), ["new.log: 1"]);
+    // A directory of that name that is not ours keeps all that is in it.
+    let own = theirs.join("artifacts/own");
+    std::fs::create_dir_all(own.parent().unwrap()).unwrap();
+    std::fs::write(&own, "").unwrap();
+    assert_eq!((run(&ours), run(&theirs)), (vec!["new.log: 1".to_owned()], vec!["new.log: 1".to_owned()]));
     std::fs::write(honest.path().join("t/a.sh"), "echo 1 >other.log\n").unwrap();
-    run();
-    assert_eq!(brought(&reports), ["other.log: 1"]);
+    assert_eq!(run(&ours), ["other.log: 1"]);
+    assert_eq!(run(&theirs), ["new.log: 1", "other.log: 1"]);
+    assert!(own.exists());
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
+use crate::bounded;
 use crate::config::Config;
 use crate::connector::{collect, describe_exit, quote_always, shorten, tail};
 use crate::provider::{Command, Sandbox};
@@ -77,6 +78,8 @@ pub(super) struct Artifacts {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The directory is there, and says what it is.
+    marked: bool,
     bytes: u64,
     files: usize,
     /// Of sandboxes by id.
@@ -111,8 +114,8 @@ impl Artifacts {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let (working_dir, output_dir) = (absolute(working_dir), absolute(&report.output_dir));
         let directory = output_dir.join(DIRECTORY);
-        if directory.join(MARKER).is_file()
-            && let Err(error) = std::fs::remove_dir_all(&directory)
+        if is_ours(&directory)
+            && let Err(error) = remove(&directory)
         {
             tracing::warn!(%error, directory = %directory.display(), "files of an earlier run stay");
         }
@@ -225,9 +228,11 @@ impl Artifacts {
 
     /// The directory for files of this sandbox, whose id may be anything.
     fn directory_of(&self, id: &str) -> std::io::Result<PathBuf> {
-        std::fs::create_dir_all(&self.directory)?;
-        std::fs::File::create(self.directory.join(MARKER))?;
         let mut state = self.state();
+        if !state.marked {
+            claim(&self.directory)?;
+            state.marked = true;
+        }
         let taken = state.names.len();
         let name = state.names.entry(id.to_owned()).or_insert_with(|| {
             let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
@@ -240,6 +245,47 @@ impl Artifacts {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is in the marker.
+const MARK: &str = "files that an offload run has brought, format 1; the next run removes this directory\n";
+
+/// Whether a run has made this directory: a file of this user's in it says so, and neither is a link.
+fn is_ours(directory: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let user = rustix::process::geteuid().as_raw();
+    let marker = directory.join(MARKER);
+    let is = |path: &Path, is_kind: fn(&std::fs::Metadata) -> bool| {
+        path.symlink_metadata().is_ok_and(|found| is_kind(&found) && found.uid() == user)
+    };
+    is(directory, std::fs::Metadata::is_dir)
+        && is(&marker, std::fs::Metadata::is_file)
+        && bounded::read(&marker, MARK.len() as u64).is_ok_and(|text| text == MARK.as_bytes())
+}
+
+/// Removes the directory, its marker last: should this be interrupted, the next run knows what is left.
+fn remove(directory: &Path) -> std::io::Result<()> {
+    for entry in directory.read_dir()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != MARKER {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    std::fs::remove_dir_all(directory)
+}
+
+/// Makes the directory, with its marker. A directory that is there and not a run's takes files, but no marker: it is somebody's.
+fn claim(directory: &Path) -> std::io::Result<()> {
+    if let Some(parent) = directory.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::create_dir(directory) {
+        Ok(()) => std::fs::write(directory.join(MARKER), MARK),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -340,6 +386,27 @@ mod tests {
         assert_eq!(root("/var/log/*.log"), "/var/log 1");
         assert_eq!(root("/*.log"), "/ 1");
         assert_eq!(root("{a,b/c}/x"), ". 64");
+    }
+
+    #[test]
+    fn only_a_directory_that_a_run_has_made_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = dir.path().join("made");
+        claim(&made).unwrap();
+        assert!(is_ours(&made));
+        // It is there already, whoever made it.
+        claim(&made).unwrap();
+        let theirs = dir.path().join("theirs");
+        std::fs::create_dir(&theirs).unwrap();
+        claim(&theirs).unwrap();
+        assert!(!is_ours(&theirs), "it was there before");
+        std::fs::write(theirs.join(MARKER), "").unwrap();
+        assert!(!is_ours(&theirs), "anybody can make a file of that name");
+        std::fs::remove_file(theirs.join(MARKER)).unwrap();
+        std::os::unix::fs::symlink(made.join(MARKER), theirs.join(MARKER)).unwrap();
+        assert!(!is_ours(&theirs), "a link to the marker of another");
+        std::os::unix::fs::symlink(&made, dir.path().join("link")).unwrap();
+        assert!(!is_ours(&dir.path().join("link")), "a link to a run's directory");
     }
 
     #[test]
