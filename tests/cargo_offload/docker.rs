@@ -157,6 +157,29 @@ fn what_was_created_and_never_started_goes_with_the_next_run() {
 }
 
 #[test]
+fn what_others_have_made_from_an_image_of_ours_stays() {
+    let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
+    project.run(&["run"]).exits(0);
+    let images = || docker(&["images", "--quiet", "--no-trunc", "--filter", &project.label()]);
+    let ours = images().lines().next().unwrap().to_owned();
+    let name = format!("offload-test-{}", std::process::id());
+    // It has the labels of the image, as has what is made from it.
+    docker(&["create", "--name", &name, &ours, "/bin/sh"]);
+    docker(&["commit", &name, &name]);
+    project.run(&["run"]).exits(0);
+    project.run(&["clean"]);
+    let containers = project.containers();
+    docker(&["rm", &name]);
+    let clean = project.run(&["clean"]);
+    let images = images();
+    docker(&["rmi", &name]);
+    assert_eq!(containers.lines().count(), 1, "theirs stays");
+    assert_eq!(clean.code, Some(0), "{}", clean.text());
+    assert_eq!(images.lines().count(), 1, "theirs stays:\n{images}");
+    assert!(!images.contains(&ours), "ours is gone");
+}
+
+#[test]
 fn two_runs_at_once_do_not_disturb_each_other() {
     let seen = tempfile::tempdir().unwrap();
     // Each waits for the other, writes where the other reads, and finds its own.

@@ -44,6 +44,8 @@ const LABEL_PROJECT: &str = "offload.project";
 const LABEL_SANDBOX: &str = "offload.sandbox";
 /// The label with the process that a container hangs on: `HOST:PID:` and something unique.
 const LABEL_OWNER: &str = "offload.owner";
+/// What [`LABEL_OWNER`] is of images: containers that others make from them inherit their labels.
+const OWNER_OF_IMAGES: &str = "image";
 
 /// How long a container that is being started when the run ends may take to be there, to be removed.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -260,14 +262,26 @@ fn has_answered(error: &bollard::errors::Error) -> bool {
     matches!(error, bollard::errors::Error::DockerResponseServerError { .. })
 }
 
+/// The name of the images that are made for the project in this directory.
+fn repository(project: &str) -> String {
+    let name = Path::new(project).file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let plain: String = name.chars().filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit()).collect();
+    let mut key = ImageKey::new();
+    key.add(project);
+    format!("offload/{}{}", if plain.is_empty() { String::new() } else { format!("{plain}-") }, key.short())
+}
+
+/// Whether an image's name is one that images of this repository are given here.
+fn is_in(name: &str, repository: &str) -> bool {
+    // Podman names the registry.
+    let name = name.strip_prefix("localhost/").unwrap_or(name);
+    name.strip_prefix(repository).is_some_and(|tag| tag.starts_with(':'))
+}
+
 impl Settings {
     /// The name of the images that are made for the project.
     fn repository(&self) -> String {
-        let name = self.packing.directory.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let plain: String = name.chars().filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit()).collect();
-        let mut key = ImageKey::new();
-        key.add(&self.project_label);
-        format!("offload/{}{}", if plain.is_empty() { String::new() } else { format!("{plain}-") }, key.short())
+        repository(&self.project_label)
     }
 
     /// What containers may use.

@@ -13,7 +13,7 @@ use bollard::query_parameters::{
 };
 
 use super::connect::{Daemon, has_status, told};
-use super::{LABEL_OWNER, LABEL_PROJECT, LABEL_SANDBOX};
+use super::{LABEL_OWNER, LABEL_PROJECT, LABEL_SANDBOX, is_in, repository};
 use crate::provider::{ProviderError, ProviderResult};
 
 /// What [`clean`] did.
@@ -52,9 +52,9 @@ pub async fn clean(directory: Option<&Path>) -> ProviderResult<Cleaned> {
     let options = ListImagesOptionsBuilder::default().filters(&filters).build();
     let found = daemon.docker.list_images(Some(options)).await.map_err(|error| refused("list images", &error))?;
     for image in found {
-        let names: Vec<String> = image.repo_tags.into_iter().filter(|name| name != "<none>:<none>").collect();
-        let names = if names.is_empty() { vec![image.id] } else { names };
-        for name in names {
+        // What somebody has built upon an image of ours has its labels, and other names.
+        let repository = repository(image.labels.get(LABEL_PROJECT).map_or("", String::as_str));
+        for name in image.repo_tags.into_iter().filter(|name| is_in(name, &repository)) {
             let options = RemoveImageOptionsBuilder::default().build();
             match daemon.docker.remove_image(&name, Some(options), None).await {
                 Ok(_) => cleaned.images += 1,
@@ -151,8 +151,9 @@ fn host() -> String {
 /// when it does.
 fn is_dead(owner: &str, running: bool) -> bool {
     let mut parts = owner.split(':');
+    // What somebody has made from an image of ours has its labels, which name no process.
     let (Some(owners_host), Some(pid)) = (parts.next(), parts.next().and_then(|pid| pid.parse::<i32>().ok())) else {
-        return !running;
+        return false;
     };
     if owners_host != host() {
         return !running;
@@ -166,6 +167,7 @@ fn is_dead(owner: &str, running: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::docker::OWNER_OF_IMAGES;
 
     #[test]
     fn only_what_hangs_on_a_process_that_is_gone_is_dead() {
@@ -175,6 +177,8 @@ mod tests {
         child.wait().unwrap();
         assert!(is_dead(&gone, true) && is_dead(&gone, false));
         assert!(!is_dead("some-other-host:1:1", true) && is_dead("some-other-host:1:1", false));
-        assert!(!is_dead("", true) && is_dead("", false));
+        for foreign in ["", OWNER_OF_IMAGES, "host", "host:x:1"] {
+            assert!(!is_dead(foreign, true) && !is_dead(foreign, false), "{foreign}");
+        }
     }
 }

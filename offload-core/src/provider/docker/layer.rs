@@ -15,12 +15,12 @@ use bollard::query_parameters::{CommitContainerOptionsBuilder, RemoveImageOption
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::Settings;
 use super::connect::{Daemon, told};
 use super::container::{Container, Spec};
 use super::image::BaseImage;
 use super::transfer::{read, send};
 use super::watch::Fates;
+use super::{LABEL_OWNER, OWNER_OF_IMAGES, Settings, is_in};
 use crate::cache::ImageKey;
 use crate::connector::{OUTPUT_LIMIT, collect, describe_exit, shorten, tail};
 use crate::files::{Archive, FileSet, Manifest, Owner};
@@ -288,7 +288,9 @@ impl Maker<'_> {
             .tag(&key.short())
             .pause(true)
             .build();
-        let config = ContainerConfig { labels: Some(self.labels.clone()), ..ContainerConfig::default() };
+        let mut labels = self.labels.clone();
+        labels.insert(LABEL_OWNER.to_owned(), OWNER_OF_IMAGES.to_owned());
+        let config = ContainerConfig { labels: Some(labels), ..ContainerConfig::default() };
         let committed = self.daemon.docker.commit_container(options, config).await;
         committed.map(|image| image.id).map_err(|error| {
             ProviderError::Unusable(format!("the Docker daemon cannot store an image of the project: {}", told(&error)))
@@ -309,7 +311,9 @@ impl Maker<'_> {
     async fn forget(&self, image: &str) {
         let Ok(found) = self.daemon.docker.inspect_image(image).await else { return };
         let names = found.repo_tags.unwrap_or_default();
-        for name in names.iter().map(String::as_str).chain(names.is_empty().then_some(image)) {
+        let repository = self.settings.repository();
+        let ours = names.iter().map(String::as_str).filter(|name| is_in(name, &repository));
+        for name in ours.chain(names.is_empty().then_some(image)) {
             let options = RemoveImageOptionsBuilder::default().build();
             if let Err(error) = self.daemon.docker.remove_image(name, Some(options), None).await {
                 tracing::debug!(image = name, error = told(&error), "an outdated image stays");
