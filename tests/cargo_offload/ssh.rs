@@ -142,6 +142,37 @@ fn however_a_run_ends_nothing_of_it_stays_on_the_host() {
 }
 
 #[test]
+fn directories_of_the_user_stay_whatever_they_are_called() {
+    let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
+    project.run(&["run"]).exits(0);
+    let base = project.sshd.left().into_iter().find(|path| path.ends_with("/base")).unwrap();
+    let place = project.sshd.workdir().join(Path::new(&base).parent().unwrap());
+    let theirs = project.sshd.workdir().join("experiments");
+    let made: Vec<_> = [&place, &theirs]
+        .iter()
+        .flat_map(|above| ["run-2024", "new-1", "run-copied", "run-link"].map(|name| above.join(name)))
+        .chain([theirs.join("base")])
+        .collect();
+    for directory in &made {
+        std::fs::create_dir_all(directory).unwrap();
+        std::fs::write(directory.join("thesis.tex"), "").unwrap();
+    }
+    for above in [&place, &theirs] {
+        // What a mark names is elsewhere, and a link to one proves nothing.
+        std::fs::write(above.join("run-copied/mark"), "directory of an offload run, format 1: run-other\n").unwrap();
+        std::fs::write(above.join("mark"), "directory of an offload run, format 1: run-link\n").unwrap();
+        std::os::unix::fs::symlink("../mark", above.join("run-link/mark")).unwrap();
+    }
+    std::fs::write(theirs.join("used"), "").unwrap();
+    project.run(&["run"]).exits(0);
+    project.run(&["clean", "--all"]).exits(0).says("removed 0 directories of dead runs and 1 copies of files");
+    for directory in &made {
+        assert!(directory.join("thesis.tex").exists(), "{}", directory.display());
+    }
+    assert!(theirs.join("used").exists() && !place.join("base").exists());
+}
+
+#[test]
 fn what_a_dead_run_left_goes_with_the_next_run_and_with_clean() {
     let Some(project) = Project::new(SHELL_TESTS, &[("t/a.sh", "")]) else { return };
     project.run(&["run"]).exits(0);
@@ -153,6 +184,8 @@ fn what_a_dead_run_left_goes_with_the_next_run_and_with_clean() {
         std::fs::create_dir_all(own.join("pids")).unwrap();
         std::fs::create_dir_all(place.join("run-dead-0/tree/locked")).unwrap();
         std::fs::write(own.join("pid"), "1\n").unwrap();
+        let mark = "directory of an offload run, format 1: run-dead-0\n";
+        std::fs::write(place.join("run-dead-0/mark"), mark).unwrap();
     };
     leave();
     project.run(&["run"]).exits(0);

@@ -3,12 +3,12 @@
 PATH=$PATH:/usr/sbin:/sbin
 removed=0 alive=0 copies=0
 for place in "$dir"/$project; do
-    [ -d "$place" ] || continue
+    is_ours "$place" used "$project_mark" || continue
     before=$alive
     remove_dead "$place"
     # This is no run of tests.
     case $own in "$place"/*) alive=$((alive - 1)) ;; esac
-    if [ "$alive" = "$before" ] && [ -e "$place/used" ]; then
+    if [ "$alive" = "$before" ]; then
         # Nobody may begin to use it now.
         if command -v flock >/dev/null; then
             exec 9>"$place/lock"

@@ -1,5 +1,16 @@
 # What dead runs have left, and how to tell.
 
+# What is in the file `mark` of a run's directory, before its name; and in the file `used` of a project's.
+run_mark='directory of an offload run, format 1: '
+project_mark='directory of an offload project, format 1: '
+
+# Whether the directory $1 is one that a run has made: its file $2 says so, in a line with $3 and its name, and nothing is a
+# link. What else is called like that is somebody's.
+is_ours() {
+    [ -d "$1" ] && ! [ -L "$1" ] && [ -O "$1" ] && [ -f "$1/$2" ] && ! [ -L "$1/$2" ] &&
+        grep -qxF -- "$3${1##*/}" "$1/$2"
+}
+
 # Whether $1 is a process with the word $2 in its arguments: numbers are used again.
 has_argument() {
     kill -0 "$1" 2>/dev/null || return 1
@@ -47,7 +58,7 @@ end_commands() {
 # Removes the directories of dead runs in the directory $1 of a project; counts them in $removed, and others in $alive.
 remove_dead() {
     for other in "$1"/run-* "$1"/new-*; do
-        [ -d "$other" ] || continue
+        is_ours "$other" mark "$run_mark" || continue
         is_alive=
         for file in "$other"/pid "$other"/connections/*/pid; do
             { read -r pid <"$file"; } 2>/dev/null && has_argument "$pid" offload- && is_alive=yes

@@ -28,8 +28,9 @@ finish() {
 
 mkdir -p "$dir/$project" || fail directory
 own=$dir/$project/$run/connections/$number
-new=$dir/$project/new-$$
-mkdir -p "$new/pids" && echo $$ >"$new/pid" || fail directory
+new=$dir/$project/new-$nonce
+mkdir "$new" && printf "$run_mark%s\n" "${new##*/}" "$run" >"$new/mark" && mkdir "$new/pids" && echo $$ >"$new/pid" ||
+    fail directory
 if [ "$number" = 0 ]; then
     mkdir "$new/connections" && mkdir "$new/connections/0" && mv "$new/pids" "$new/pid" "$new/connections/0" &&
         mv "$new" "$dir/$project/$run" || fail directory
@@ -37,7 +38,7 @@ if [ "$number" = 0 ]; then
 else
     mv "$new" "$own" || fail directory
 fi
-: >"$dir/$project/used"
+printf "$project_mark%s\n" "$project" >"$dir/$project/used"
 
 echo "dir $dir"
 if [ "$number" = 0 ]; then
