@@ -196,35 +196,72 @@ pub(in crate::provider) fn not_started(error: &std::io::Error) -> String {
 }
 
 /// The directory of the sockets on which `ssh` shares its connections: short, because the name of a socket is, and
-/// nobody else's.
+/// nobody else's. Others can make a directory of any name in `/tmp`, so there are further names.
 pub(in crate::provider) fn socket_directory() -> Result<PathBuf, String> {
+    let uid = rustix::process::geteuid().as_raw();
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let runtime = runtime.filter(|dir| dir.as_os_str().len() < LONGEST_RUNTIME_DIR && dir.is_dir());
+    let first = runtime.map(|dir| dir.join("offload-ssh"));
+    let others = (0..SOCKET_DIRECTORIES).map(|number| match number {
+        0 => format!("/tmp/offload-ssh-{uid}"),
+        _ => format!("/tmp/offload-ssh-{uid}-{number}"),
+    });
+    first_usable(first.into_iter().chain(others.map(PathBuf::from)), uid)
+}
+
+/// The longest path of a directory in which a socket's path is not too long.
+const LONGEST_RUNTIME_DIR: usize = 40;
+
+/// How many names in `/tmp` are tried.
+const SOCKET_DIRECTORIES: usize = 20;
+
+/// The first directory that can be made, or is there and nobody else's.
+fn first_usable(candidates: impl Iterator<Item = PathBuf>, uid: u32) -> Result<PathBuf, String> {
+    let mut problem = String::new();
+    for directory in candidates {
+        match make_private(&directory, uid) {
+            Ok(()) => {
+                remove_stale(&directory);
+                return Ok(directory);
+            }
+            // The first name is the one that matters to whoever reads this.
+            Err(reason) if problem.is_empty() => problem = format!("{}: {reason}", directory.display()),
+            Err(_) => {}
+        }
+    }
+    Err(format!("there is no directory for the sockets of `ssh`; the first that was tried is {problem}"))
+}
+
+/// Makes a directory that is this user's alone, unless there is one.
+fn make_private(directory: &Path, uid: u32) -> Result<(), String> {
     use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
-    let uid = rustix::process::getuid().as_raw();
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
-    let directory = match runtime {
-        Some(dir) if dir.as_os_str().len() < 40 => dir.join("offload"),
-        _ => PathBuf::from(format!("/tmp/offload-ssh-{uid}")),
-    };
-    let failed =
-        |error: std::io::Error| format!("cannot make {} for the sockets of `ssh`: {error}", directory.display());
-    match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.to_string()),
         _ => {}
     }
-    let metadata = directory.symlink_metadata().map_err(failed)?;
+    let metadata = directory.symlink_metadata().map_err(|error| error.to_string())?;
     if !metadata.is_dir() || metadata.uid() != uid || metadata.permissions().mode() & 0o077 != 0 {
-        return Err(format!(
-            "{}, where the sockets of `ssh` go, belongs to somebody else or is open to others; remove it",
-            directory.display()
-        ));
+        return Err("it belongs to somebody else or is open to others; remove it".to_owned());
     }
-    remove_stale(&directory);
-    Ok(directory)
+    Ok(())
+}
+
+/// Whether a socket of ours has this name: `docker-`, where it is a daemon's, the number of a process, and a random word.
+fn is_socket_name(name: &str) -> bool {
+    let name = name.strip_prefix("docker-").unwrap_or(name);
+    name.split_once('-')
+        .is_some_and(|(pid, word)| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) && word.len() >= 8)
 }
 
 /// Removes sockets of an `ssh` that was killed before it could do so.
 fn remove_stale(directory: &Path) {
+    use std::os::unix::fs::FileTypeExt as _;
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        // Whoever connects to a file is refused, too.
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        if !is_socket || !entry.file_name().to_str().is_some_and(is_socket_name) {
+            continue;
+        }
         // One that is new may be about to be listened to.
         let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
         if age.is_none_or(|age| age < PATIENCE) {
@@ -250,6 +287,59 @@ mod tests {
             ..SshHostConfig::default()
         };
         Target::new(&config, Path::new("/project"), Path::new("ssh"))
+    }
+
+    #[test]
+    fn a_directory_that_somebody_else_has_taken_is_left_to_them() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let (open, file, link) = (dir.path().join("open"), dir.path().join("file"), dir.path().join("link"));
+        std::fs::create_dir(&open).unwrap();
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        let taken = || [open.clone(), file.clone(), link.clone()].into_iter();
+        let (free, next) = (dir.path().join("free"), dir.path().join("next"));
+        for _ in 0..2 {
+            assert_eq!(first_usable(taken().chain([free.clone(), next.clone()]), uid), Ok(free.clone()));
+        }
+        assert!(!next.exists());
+        assert_eq!(free.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let complaint = first_usable(taken(), uid).unwrap_err();
+        assert!(
+            complaint.ends_with("open: it belongs to somebody else or is open to others; remove it"),
+            "{complaint}"
+        );
+        assert!(first_usable([free].into_iter(), uid + 1).is_err(), "a directory of another user");
+    }
+
+    #[test]
+    fn only_sockets_of_ours_to_which_nobody_listens_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = std::time::SystemTime::now() - 2 * PATIENCE;
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("17-0123abcd"), "of somebody").unwrap();
+        let socket = |name: &str| std::os::unix::net::UnixListener::bind(path(name)).unwrap();
+        let alive = socket("18-0123abcd");
+        drop((socket("19-0123abcd"), socket("docker-20-0123abcd"), socket("their.sock"), socket("a-0123abcd")));
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let times = rustix::fs::Timestamps {
+                last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 },
+                last_modification: rustix::fs::Timespec {
+                    tv_sec: old.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs().cast_signed(),
+                    tv_nsec: 0,
+                },
+            };
+            rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        }
+        drop(socket("21-0123abcd"));
+        remove_stale(dir.path());
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["17-0123abcd", "18-0123abcd", "21-0123abcd", "a-0123abcd", "their.sock"]);
+        drop(alive);
     }
 
     #[test]
