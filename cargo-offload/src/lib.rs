@@ -30,7 +30,7 @@ pub fn cargo_main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Ok(cli) => cli,
         Err(error) => return usage(&typed::explain(error)),
     };
-    start_logging(&cli.common);
+    begin(&cli.common);
     exit_code(cargo_command(cli))
 }
 
@@ -53,7 +53,7 @@ pub fn offload_main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    start_logging(&cli.common);
+    begin(&cli.common);
     exit_code(offload_command(cli))
 }
 
@@ -78,6 +78,13 @@ fn usage(error: &clap::Error) -> i32 {
     // Nothing can be done about a terminal that is gone.
     let _ = error.print();
     if error.use_stderr() { failure::NOTHING_RUN } else { 0 }
+}
+
+/// What every command needs.
+fn begin(common: &CommonArgs) {
+    start_logging(common);
+    // Whoever needs a temporary file and gets none says so.
+    let _ = offload_core::temporary::ensure_temp_dir();
 }
 
 /// What offload itself does, for those who ask for it: `-vv`, or `OFFLOAD_LOG` as tracing's filter directives.

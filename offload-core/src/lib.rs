@@ -44,6 +44,7 @@ pub mod provider;
 mod random;
 pub mod report;
 pub mod secret;
+pub mod temporary;
 pub mod worker;
 
 pub use config::{Config, load_config};

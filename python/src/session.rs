@@ -39,6 +39,7 @@ pub struct Session {
 impl Session {
     #[new]
     fn new(options: Bound<'_, PyDict>) -> PyResult<Self> {
+        offload_core::temporary::ensure_temp_dir()?;
         let Options { config, pytest, provider, junit, history, flush } = Options::from_dict(&options)?;
         let queue = Arc::new(Queue::default());
         let mut reporters: Vec<Box<dyn Reporter>> = Vec::new();
