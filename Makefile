@@ -9,7 +9,7 @@ export RUST_TEST_THREADS ?= 4
 AT_ONCE := --offload-parallel 4
 OFFLOAD := $(CURDIR)/target/release/cargo-offload
 
-.PHONY: demo test wheel oracle faults lint bench clean
+.PHONY: demo test wheel oracle faults fuzz lint bench clean
 
 # Builds Offload and runs it on examples/: passing, failing, flaky and skipped tests in view, in Rust and in Python.
 demo: $(VENV)/ready
@@ -55,6 +55,15 @@ oracle: wheel
 faults: wheel
 	$(CARGO) build --package cargo-offload --locked
 	$(VENV)/bin/python tests/faults --kind $(KIND) --first $(FIRST) --seeds $(SEEDS)
+
+# Feeds TARGET, one of fuzz/fuzz_targets, with what cargo-fuzz makes up, for SECONDS. Needs a nightly toolchain and
+# `cargo install cargo-fuzz`. What is found is in fuzz/artifacts; it belongs into fuzz/seeds when it is mended.
+TARGET ?= worker_frames
+SECONDS ?= 60
+fuzz:
+	mkdir -p fuzz/corpus/$(TARGET)
+	cd fuzz && $(CARGO) +nightly fuzz run $(TARGET) corpus/$(TARGET) seeds/$(TARGET) -- \
+		-max_total_time=$(SECONDS) -rss_limit_mb=2048 -timeout=10 -max_len=16384
 
 # Builds the wheel without optimisation and installs it into the environment of the tests.
 wheel: $(VENV)/ready

@@ -11,6 +11,8 @@
 mod build;
 mod diagnostic;
 mod expand;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hosts;
 mod layer;
 mod resolve;

@@ -13,6 +13,14 @@ pub mod pytest;
 mod surroundings;
 pub mod vitest;
 
+/// What holds for anything that tools may write.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz {
+    pub use super::cargo::cargo_output;
+    pub(crate) use super::default::junit::fuzz::read as read_junit;
+    pub use super::pytest::pytest_lines;
+}
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

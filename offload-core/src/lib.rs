@@ -39,6 +39,9 @@ pub mod connector;
 pub mod event;
 pub mod files;
 pub mod framework;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod orchestrator;
 pub mod provider;
 mod random;

@@ -7,6 +7,8 @@
 mod awaited;
 pub mod default;
 pub mod docker;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod local;
 mod luggage;
 pub mod ssh;

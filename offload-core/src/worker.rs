@@ -12,6 +12,14 @@ mod groups;
 pub mod libtest;
 pub mod pytest;
 
+/// What holds for anything that workers may send.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz {
+    pub use super::framing::fuzz::worker_frames;
+    pub use super::libtest::{doctests, libtest_outcome};
+    pub use super::pytest::{pytest_messages, relay};
+}
+
 pub use groups::{continue_tests, stop_tests};
 
 use std::collections::BTreeMap;

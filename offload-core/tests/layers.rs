@@ -11,7 +11,8 @@ fn sources(dir: &str) -> Vec<(PathBuf, String)> {
             for entry in std::fs::read_dir(path).unwrap() {
                 walk(&entry.unwrap().path(), found);
             }
-        } else if path.extension().is_some_and(|extension| extension == "rs") && path.file_name().unwrap() != "tests.rs"
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !["tests.rs", "fuzz.rs"].iter().any(|name| path.ends_with(name))
         {
             let text = std::fs::read_to_string(path).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap().to_owned();

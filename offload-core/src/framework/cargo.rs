@@ -28,6 +28,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 
+#[cfg(any(test, fuzzing))]
+pub use list::fuzz::cargo_output;
 pub use locate::target_directory;
 pub use options::{CargoOptions, RunIgnored};
 

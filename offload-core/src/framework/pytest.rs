@@ -17,6 +17,9 @@ mod launch;
 mod results;
 mod workers;
 
+#[cfg(any(test, fuzzing))]
+pub use results::fuzz::pytest_lines;
+
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

@@ -9,6 +9,9 @@
 mod reply;
 mod transfer;
 
+#[cfg(any(test, fuzzing))]
+pub(super) use reply::fuzz;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -17,6 +17,9 @@ mod visit;
 
 pub(super) use target::{Target, not_started, socket_directory};
 
+#[cfg(any(test, fuzzing))]
+pub(super) use marks::fuzz;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -28,6 +28,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod seed;
 
 use super::{ReportError, Reporter, atomic};

@@ -5,6 +5,9 @@
 //! into a [`FrameError`] that quotes the offending line. It never panics and does no I/O: whoever owns the stream feeds
 //! it.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

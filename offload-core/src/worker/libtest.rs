@@ -34,6 +34,9 @@ use self::slot::Slot;
 use super::{Message, Request, StartGate};
 use crate::framework::Isolation;
 
+#[cfg(any(test, fuzzing))]
+pub use {doctest::fuzz::doctests, outcome::fuzz::libtest_outcome};
+
 pub(crate) use doctest::line_filters;
 pub(super) use outcome::{killed_by, timeout_message};
 pub use serve::{ServeOptions, serve, serve_stdio};

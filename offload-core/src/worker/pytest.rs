@@ -38,6 +38,9 @@ mod template;
 
 use std::time::Duration;
 
+#[cfg(any(test, fuzzing))]
+pub use {message::fuzz::pytest_messages, relay::fuzz::relay};
+
 pub use host::PytestHost;
 pub(crate) use host::{FromTemplate, WorkerProcess};
 pub(crate) use link::LinkError;

@@ -5,6 +5,9 @@
 //! standard harness may not know the question at all and just run: it is asked only where it looks as if it did, it gets a
 //! time limit, and unless it answers properly it is one opaque test.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;

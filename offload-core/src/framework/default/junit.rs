@@ -3,6 +3,9 @@
 //! There is no one JUnit format. What is read here is what they have in common: `testcase` elements anywhere, with
 //! `name`, `classname` and `time`, and in them `failure`, `error`, `skipped`, `system-out` and `system-err`.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::time::Duration;
 
 use quick_xml::Reader;

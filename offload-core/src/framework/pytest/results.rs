@@ -1,5 +1,8 @@
 //! Reading the lines that Offload's pytest plugin writes.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::time::Duration;
 
 use serde::Deserialize;

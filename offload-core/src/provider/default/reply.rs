@@ -3,6 +3,9 @@
 //! The first character that is no white space decides whether there may be an object; only then is standard output held
 //! back until the end. Whatever is not exactly an object of that form is passed on as it came.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -4,6 +4,9 @@
 //! A mark is a byte that text does not have and a word that nobody can guess, so it can stand anywhere, in binary data
 //! too. Only what may be the beginning of a mark is held back, so a line is never delayed.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 /// Begins every mark.
 const FIRST: u8 = 0x1e;
 

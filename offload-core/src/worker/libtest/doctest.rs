@@ -4,6 +4,9 @@
 //! asked for line numbers: a single test, a retry for instance, takes a run of those doctests that begin on the same
 //! line of whatever file, of which the other results are ignored.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};

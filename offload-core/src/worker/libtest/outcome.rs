@@ -4,6 +4,9 @@
 //! The forms of the standard harness's output are those of rust-lang/rust, library/test/src/formatters, and the panic
 //! messages those of library/std/src/panicking.rs before and after 1.73.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;

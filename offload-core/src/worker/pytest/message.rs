@@ -5,6 +5,9 @@
 //! hold lone surrogates (Python's way to write undecodable file names), which are replaced; unknown types and fields are
 //! ignored, so that an older program can work with a newer worker.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

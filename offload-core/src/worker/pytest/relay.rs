@@ -7,6 +7,9 @@
 //! A cut network closes nothing, so both ends say that they are there, and give up when the other has been silent for too
 //! long. What the far end says is untrusted.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -257,10 +260,19 @@ fn program() -> Vec<u8> {
 impl Stream {
     /// Brings the relay's program to life at the other end of `channel`.
     pub async fn open(channel: Channel, nonce: &str) -> Result<Self, NoRelay> {
+        let mut stream = Self::over(channel);
+        match timeout(FIRST_WORD, stream.first_word(nonce)).await {
+            Ok(first) => first.map(|()| stream),
+            Err(_) => Err(NoRelay::Broken(format!("Python did not start in {} s", FIRST_WORD.as_secs()))),
+        }
+    }
+
+    /// A stream that has still to send the program.
+    fn over(channel: Channel) -> Self {
         let (out, queue) = mpsc::unbounded_channel();
         let mut beat = interval(SILENCE / 4);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stream = Self {
+        Self {
             input: channel.input,
             output: channel.output,
             wire: Wire { out, shared: Arc::default() },
@@ -275,10 +287,6 @@ impl Stream {
             last_words: Vec::new(),
             heard_at: Instant::now(),
             beat,
-        };
-        match timeout(FIRST_WORD, stream.first_word(nonce)).await {
-            Ok(first) => first.map(|()| stream),
-            Err(_) => Err(NoRelay::Broken(format!("Python did not start in {} s", FIRST_WORD.as_secs()))),
         }
     }
 
