@@ -34,6 +34,13 @@ AT_START = ("PYTHON", "LD_", "DYLD_", "MALLOC_", "GLIBC_")
 CACHE_KEY = "offload/start"
 
 
+def occupy_standard_descriptors() -> None:
+    """Opens those of descriptors 0 to 2 that are closed: what is opened next would be taken for them."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(null, True)
+    os.close(null)
+
+
 class Fork:
     """A template that waits to be told where to connect."""
 
@@ -58,7 +65,9 @@ def fork(config: pytest.Config, settings: Settings) -> Fork | None:
     if not _is_possible(settings) or _started_fresh(config) or not _is_unobservable():
         return None
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        # None where Python was started without.
+        if stream is not None:
+            stream.flush()
     # Python's own, pytest and plugins: neither process needs to look through these for garbage, again and again.
     freeze()
     reader, writer = os.pipe()
@@ -146,6 +155,7 @@ def _forget_controller() -> None:
     for name, fd in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
         raw: Any = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115 - open as long as the process lives
-        stream = io.TextIOWrapper(raw, encoding=old.encoding, errors=old.errors, write_through=True)
+        encoding, errors = (old.encoding, old.errors) if old else (None, None)
+        stream = io.TextIOWrapper(raw, encoding=encoding, errors=errors, write_through=True)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)

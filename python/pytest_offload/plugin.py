@@ -51,6 +51,8 @@ class PlainRun:
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
+    if early_config.known_args_namespace.offload:
+        early.occupy_standard_descriptors()
     if options_of_conftests(early_config):
         # A conftest says how many sandboxes there are.
         with coverage.distributed(early_config.known_args_namespace):
@@ -92,9 +94,11 @@ def _begin(early_config: pytest.Config, forks: bool = True) -> bool:
         from ._core import Session
 
         core = Session({**session_options(early_config, settings, run_uid), "template_pid": template and template.pid})
-    except BaseException:
+    except BaseException as error:
         if template is not None:
             template.dismiss()
+        if isinstance(error, OSError):
+            raise pytest.UsageError(f"offload: the run cannot begin: {error}") from None
         raise
     # Also where pytest gives up before there is a run.
     early_config.add_cleanup(core.close)
