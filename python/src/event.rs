@@ -161,7 +161,8 @@ impl Reporter for Collector {
             }
             RunEvent::Warning { text } => self.queue.push(Event::Warning(text.clone())),
             RunEvent::Problem { text } => {
-                if !std::mem::take(&mut self.explained) {
+                let explained = std::mem::take(&mut self.explained);
+                if !explained {
                     self.queue.push(Event::Problem(text.clone()));
                 }
             }
