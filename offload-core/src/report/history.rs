@@ -127,7 +127,8 @@ impl History {
     fn parse(text: &[u8]) -> (Self, Vec<(usize, String)>) {
         let mut tests: Vec<(String, Entry)> = Vec::with_capacity(text.len() / 128);
         let (mut seeds, mut foreign, mut damages) = (Vec::new(), Vec::new(), Vec::new());
-        let lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).enumerate();
+        let end = |line: &[u8]| line.iter().rposition(|byte| *byte != b'\r').map_or(0, |last| last + 1);
+        let lines = text.split(|byte| *byte == b'\n').map(|line| &line[..end(line)]).enumerate();
         for (index, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
             match serde_json::from_slice::<Line<'_>>(line) {
                 Ok(line) => tests.push((
