@@ -36,19 +36,26 @@ test: $(VENV)/ready $(PLUGINS)/ready
 	$(VENV)/bin/python tests/oracle --seeds 20
 	$(VENV)/bin/python tests/faults --seeds 15
 	$(VENV)/bin/python tests/faults --kind cargo --seeds 15
+	$(MAKE) oracle KIND=cargo FIRST=1 SEEDS=15
 	$(PLUGINS)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 		target/wheels/test/*.whl
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PLUGINS)/bin/python -m pytest -p pytest_offload.plugin --offload $(AT_ONCE) \
 		python/tests/test_plugins*.py
 	$(VENV)/bin/python tests/every_python.py target/wheels/test/*.whl
 
-# Compares Offload with plain pytest on random projects: SEEDS of them from FIRST on; a seed that fails says how it is
-# run again.
+# Compares Offload with plain pytest, or with KIND=cargo with `cargo test`, on random projects: SEEDS of them from FIRST
+# on; a seed that fails says how it is run again.
 SEEDS ?= 300
 FIRST ?= 1
 KIND ?= pytest
+ifeq ($(KIND),cargo)
+oracle:
+	$(CARGO) build --package cargo-offload
+	$(PYTHON) tests/cargo_oracle --first $(FIRST) --seeds $(SEEDS)
+else
 oracle: wheel
-	$(VENV)/bin/python tests/oracle --kind $(KIND) --first $(FIRST) --seeds $(SEEDS)
+	$(VENV)/bin/python tests/oracle --first $(FIRST) --seeds $(SEEDS)
+endif
 
 # Kills and stops processes of random runs, KIND=pytest or cargo, at random moments, and looks whether what they report
 # happened.
@@ -88,10 +95,11 @@ lint: $(VENV)/ready
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) doc --workspace --no-deps --locked --quiet
-	$(VENV)/bin/ruff check python bench tests/oracle tests/faults
-	$(VENV)/bin/ruff format --check python bench tests/oracle tests/faults
+	$(VENV)/bin/ruff check python bench tests/oracle tests/cargo_oracle tests/faults
+	$(VENV)/bin/ruff format --check python bench tests/oracle tests/cargo_oracle tests/faults
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --strict tests/oracle
+	$(VENV)/bin/mypy --strict tests/cargo_oracle
 	MYPYPATH=python/tests $(VENV)/bin/mypy --strict tests/faults
 
 # Side by side with the tools that people use instead; prints tables of ratios. Installs those that are missing under

@@ -1,0 +1,1 @@
+support::tests!(alpha_bench);

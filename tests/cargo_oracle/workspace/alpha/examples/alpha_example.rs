@@ -1,0 +1,5 @@
+fn main() {
+    println!("alpha_example");
+}
+
+support::tests!(alpha_example);

@@ -1,0 +1,5 @@
+fn main() {
+    println!("alpha");
+}
+
+support::tests!(alpha_bin);

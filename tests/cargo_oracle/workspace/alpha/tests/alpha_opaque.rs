@@ -1,0 +1,3 @@
+fn main() {
+    support::opaque("alpha_opaque");
+}

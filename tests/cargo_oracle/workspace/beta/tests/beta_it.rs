@@ -1,0 +1,1 @@
+support::tests!(beta_it);

@@ -1,0 +1,1 @@
+support::tests!(delta_it);

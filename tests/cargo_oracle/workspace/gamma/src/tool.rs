@@ -1,0 +1,5 @@
+fn main() {
+    println!("extra: {}", cfg!(feature = "extra"));
+}
+
+support::tests!(gamma_tool);

@@ -1,0 +1,1 @@
+support::tests!(gamma_extra);
