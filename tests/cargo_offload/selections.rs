@@ -226,3 +226,28 @@ fn a_program_without_the_standard_harness_runs_once() {
         std::fs::remove_file(dir.path().join("log")).unwrap();
     }
 }
+
+/// A harness of its own may know `--list` and nothing else of what the standard one knows.
+#[test]
+fn tests_of_another_harness_run_once_whatever_they_share() {
+    let harness = HARNESS.replace("&TESTS", r#"&[("mimic_e", false), ("mimic_f", false), ("mimic_g_fails", false)]"#);
+    let log = "{ use std::io::Write; let log = concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/log\"); \
+               let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap(); \
+               writeln!(log, \"{name}\").unwrap(); }\n        let fails =";
+    let harness = harness.replace("let fails =", log);
+    let manifest = crate::support::manifest("other_harness") + "[[test]]\nname = \"other\"\nharness = false\n";
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("tests")).unwrap();
+    std::fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
+    std::fs::write(dir.path().join("tests/other.rs"), harness).unwrap();
+    for isolation in ["process", "binary"] {
+        crate::support::Run::new(cargo_offload(dir.path()), ["-j1", "--isolation", isolation])
+            .exits(1)
+            .says("2 passed, 1 failed");
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        let mut ran: Vec<_> = log.lines().collect();
+        ran.sort_unstable();
+        assert_eq!(ran, ["mimic_e", "mimic_f", "mimic_g_fails"], "--isolation {isolation}");
+        std::fs::remove_file(dir.path().join("log")).unwrap();
+    }
+}

@@ -101,7 +101,6 @@ def report(options: argparse.Namespace, seed: int, project: Project, failure: Fa
 def main() -> int:
     """Returns 1 if any seed fails."""
     parser = argparse.ArgumentParser(prog="tests/oracle", description="Compares Offload with plain pytest.")
-    parser.add_argument("--kind", choices=["pytest"], default="pytest", help="what is made of a seed")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds")
     parser.add_argument("--modes", type=int, default=1, help="how many modes for each seed")

@@ -232,8 +232,9 @@ impl Slot {
 fn shares_process(isolation: Isolation, unit: &Unit) -> bool {
     match isolation {
         Isolation::Process => false,
-        Isolation::Binary => true,
-        // What a runner or another harness makes of many tests is not known.
+        // Other harnesses take one name, or none: each process would run all tests again.
+        Isolation::Binary => !unit.custom_harness,
+        // What a runner makes of many tests is not known.
         Isolation::Auto => unit.args.is_empty() && !unit.custom_harness && !gives_threads(&unit.extra_args),
     }
 }
