@@ -120,6 +120,36 @@ fn fail_fast_ends_the_rest_of_a_batch() {
     }
 }
 
+/// A test that is the second in its process by its name, and does not pass there.
+const SHARING: &str = r#"
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+static TAKEN: AtomicBool = AtomicBool::new(false);
+#[test] fn a_takes() { TAKEN.store(true, SeqCst); assert!(std::env::var_os("RUSTC_BOOTSTRAP").is_none()); }
+#[test] fn b_takes() { assert!(!TAKEN.swap(true, SeqCst), "taken") }
+#[test] fn c_leaves_it() {}
+#[test] fn d_leaves_it() {}
+#[test] fn e_leaves_it() {}
+#[test] fn f_leaves_it() {}
+#[test] fn g_leaves_it() {}
+#[test] fn h_leaves_it() {}
+"#;
+
+#[test]
+fn what_passes_alone_only_has_passed_and_is_named() {
+    let workspace = Workspace::package("sharing", SHARING);
+    // Of earlier runs of this test.
+    let _ = std::fs::remove_file(workspace.dir.join("target/offload/history.jsonl"));
+    let args = ["--lib", "-j", "1", "--progress", "plain"];
+    let run = workspace.offload(args).exits(0).says("8 tests: 8 passed").says("quick ones share processes");
+    let run = run.says("sharing b_takes: passes alone, not in one process after a_takes");
+    let report = std::fs::read_to_string(run.reports.path().join("junit.xml")).unwrap();
+    assert!(report.contains(r#"<property name="shares_state:b_takes" value="a_takes"/>"#), "{report}");
+    workspace.offload(args).exits(0).says("8 passed").never_says("passes alone");
+    let process = workspace.offload(["--lib", "-j", "1", "--isolation", "process"]).exits(0);
+    process.says("8 passed").never_says("share");
+    workspace.offload(["--lib", "-j", "1", "--isolation", "binary"]).exits(1).says("1 failed").says("taken");
+}
+
 #[test]
 fn binary_isolation_gives_the_same_outcomes() {
     let by_process = mixed().offload(["--skip", "flaky"]).exits(1).junit();

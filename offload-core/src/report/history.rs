@@ -43,7 +43,7 @@ const ALONE_FOR_LONG: u32 = 20;
 /// The same after it has failed: it probably fails again, and would be run twice.
 const ALONE_AFTER_FAILURE: u32 = 2;
 
-/// Where the tests of a binary take longer in the mean, what a process for each of them costs is not noticed.
+/// Where the tests of a binary mostly take longer, what a process for each of them costs is not noticed.
 const WORTH_A_PROCESS: Duration = Duration::from_millis(25);
 
 /// At most this many damaged lines are named one by one.
@@ -409,16 +409,19 @@ impl HistoryReporter {
         self
     }
 
-    /// The suites whose tests take so long in the mean, in processes that they share, that they need not.
+    /// The suites whose tests take so long, in processes that they share, that they need not.
     fn slow_suites(&self) -> HashSet<String> {
-        let mut suites: HashMap<&str, (Duration, u32)> = HashMap::new();
+        let mut suites: HashMap<&str, Vec<Duration>> = HashMap::new();
         for seen in self.attempts.iter().filter(|seen| seen.shared_process) {
-            let (sum, count) = suites.entry(&seen.test.suite).or_default();
-            *sum += seen.duration;
-            *count += 1;
+            suites.entry(&seen.test.suite).or_default().push(seen.duration);
         }
-        let slow = suites.into_iter().filter(|(_, (sum, count))| *sum / *count > WORTH_A_PROCESS);
-        slow.map(|(suite, _)| suite.to_owned()).collect()
+        let slow = suites.into_iter().filter_map(|(suite, mut durations)| {
+            // Not the mean: what a process does once is on the account of its first test that needs it.
+            let middle = durations.len() / 2;
+            let (_, median, _) = durations.select_nth_unstable(middle);
+            (*median > WORTH_A_PROCESS).then(|| suite.to_owned())
+        });
+        slow.collect()
     }
 }
 

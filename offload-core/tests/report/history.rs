@@ -1,4 +1,7 @@
+use std::path::Path;
+
 use offload_core::framework::TestOutcome::*;
+use offload_core::framework::TestResult;
 use offload_core::report::Reporter;
 use offload_core::report::history::{History, HistoryReporter};
 
@@ -76,6 +79,63 @@ fn what_did_not_execute_teaches_nothing() {
         assert_eq!(history.expected(id), None, "{id}");
     }
     assert_eq!(history.expected("pkg crash"), Some(ms(4)));
+}
+
+/// One run of tests of one suite, with `isolation = "auto"`; which of them are to be alone in the next one.
+fn alone_after(path: &Path, results: &[(&str, TestResult)]) -> Vec<String> {
+    let mut reporter = HistoryReporter::new(path, 20).choosing_processes(true);
+    let mut run = Run::start(&mut reporter);
+    for (name, result) in results {
+        run.test(&test("s", name), vec![result.clone()]);
+    }
+    reporter.save().unwrap();
+    let (history, warnings) = History::load(path).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let ids = results.iter().map(|(name, _)| format!("s {name}"));
+    ids.filter(|id| history.wants_process(id)).collect()
+}
+
+fn shared(millis: u64) -> TestResult {
+    TestResult { shared_process: true, ..result(Passed, millis) }
+}
+
+#[test]
+fn what_did_not_pass_in_company_is_alone_for_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("h.jsonl");
+    let sharing = TestResult { shares_state: Some(vec!["b".to_owned()]), ..result(Passed, 1) };
+    let leaky = TestResult { leaky: true, ..result(Passed, 1) };
+    let first = [("fails", result(Failed, 1)), ("sharing", sharing), ("leaky", leaky), ("fine", shared(1))];
+    assert_eq!(alone_after(&path, &first), ["s fails", "s sharing", "s leaky"]);
+    let next = ["fails", "sharing", "leaky", "fine"].map(|name| (name, result(Passed, 1)));
+    assert_eq!(alone_after(&path, &next), ["s fails", "s sharing", "s leaky"]);
+    assert_eq!(alone_after(&path, &next), ["s sharing", "s leaky"], "it has passed twice");
+    for _ in 0..18 {
+        alone_after(&path, &next);
+    }
+    assert_eq!(alone_after(&path, &next), [""; 0]);
+}
+
+#[test]
+fn tests_of_slow_binaries_are_alone_and_one_slow_test_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("h.jsonl");
+    let one_is_slow = [("a", shared(5000)), ("b", shared(3)), ("c", shared(3))];
+    assert_eq!(alone_after(&path, &one_is_slow), [""; 0]);
+    let slow_alone = ["a", "b", "c"].map(|name| (name, result(Passed, 100)));
+    assert_eq!(alone_after(&path, &slow_alone), [""; 0], "a process of one's own has a price of its own");
+    let slow = ["a", "b", "c"].map(|name| (name, shared(30)));
+    assert_eq!(alone_after(&path, &slow), ["s a", "s b", "s c"]);
+}
+
+#[test]
+fn other_isolations_teach_nothing_of_processes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("h.jsonl");
+    let mut reporter = HistoryReporter::new(&path, 20);
+    Run::start(&mut reporter).test(&test("s", "a"), vec![result(Failed, 1)]);
+    reporter.save().unwrap();
+    assert!(!std::fs::read_to_string(&path).unwrap().contains("alone"));
 }
 
 #[test]
