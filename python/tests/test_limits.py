@@ -65,6 +65,22 @@ def test_a_run_that_was_stopped_invents_no_time_outs(run: Runner, isolation: str
     assert process.returncode == 0
 
 
+#: Stands still in every process but the one that was started by the test.
+STANDS_STILL = """
+import os, signal
+if os.getppid() != {parent}:
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_template_that_stands_still_ends_the_run(run: Runner) -> None:
+    run.write(conftest=STANDS_STILL.format(parent=os.getpid()), test_a="def test_a(): pass")
+    outcome = run.offload("--offload-timeout=1")
+    assert "Waiting for the template process for 10 s: it " in outcome.text, outcome.text
+    assert "the template process of pytest was to end within 60 s what it did not end: it " in outcome.text
+    assert outcome.exit_code not in (0, 5), outcome.text
+
+
 def test_scarce_descriptors_mean_fewer_workers_and_no_hang(run: Runner) -> None:
     run.write(test_a="import time\n" + "".join(f"def test_{n}(): time.sleep(0.05)\n" for n in range(40)))
     words = [sys.executable, "-m", "pytest", *plugins(), "--offload", "--offload-parallel=8", "-p", "no:cacheprovider"]

@@ -28,10 +28,13 @@ use crate::framework::{
     TestRecord, TestResult,
 };
 use crate::provider::{Built, Command, ExecOutput};
-use crate::worker::pytest::{FromTemplate, Incoming, PytestHost, PytestOptions};
+use crate::worker::pytest::{FromTemplate, Incoming, PytestHost, PytestOptions, WORTH_SAYING, within};
 
 /// How many sandboxes may break, one after the other, before the first of them has said what there is to collect.
 const FIRST_ATTEMPTS: u32 = 3;
+
+/// How much longer than any other phase it may take to collect everything in one process.
+const SERIAL_FACTOR: u32 = 10;
 
 /// Tests of pytest, collected and run by workers.
 #[derive(Debug)]
@@ -112,16 +115,38 @@ impl PytestWorkers {
     ) -> Result<Vec<TestRecord>, Stopped> {
         let options = self.host.options();
         let mut collection = Collection::new(&self.host, sink, self.alone.as_ref());
+        let mut limit = options.phase_limit;
+        let mut phase = "configures itself and looks for test files";
         loop {
-            let message = match template.recv().await {
-                Some(FromTemplate::Message(message)) => message,
-                Some(FromTemplate::Ended(text)) => return Err(FrameworkError::Discovery(text).into()),
-                Some(FromTemplate::Lost(reason)) => return Err(Stopped::Lost(reason)),
-                None => return Err(FrameworkError::Discovery("the run was ended".to_owned()).into()),
+            let say = || {
+                let text = format!("Waiting for the template process for {} s: it {phase}.", WORTH_SAYING.as_secs());
+                let data = serde_json::Value::from(text).to_string();
+                sink.send(Discovered::Native(NativeEvent::new("waiting", data)));
+            };
+            let message = match within(limit, template.recv(), say).await {
+                Some(Some(FromTemplate::Message(message))) => message,
+                Some(Some(FromTemplate::Ended(text))) => return Err(FrameworkError::Discovery(text).into()),
+                Some(Some(FromTemplate::Lost(reason))) => return Err(Stopped::Lost(reason)),
+                Some(None) => return Err(FrameworkError::Discovery("the run was ended".to_owned()).into()),
+                None => {
+                    return Err(FrameworkError::Discovery(format!(
+                        "the template process of pytest was to end within {} s what it did not end: it {phase}; a higher \
+                         limit for tests gives it more time",
+                        limit.unwrap_or_default().as_secs_f64()
+                    ))
+                    .into());
+                }
             };
             match message {
                 Incoming::Fatal { exit_code, text } => return Err(collection.fatal(exit_code, &text).into()),
                 Incoming::Configured { collect, collect_reason, start, start_reason } => {
+                    if collect == "serial" {
+                        // It says nothing before it has collected everything.
+                        phase = "collects all tests";
+                        limit = limit.map(|limit| limit.saturating_mul(SERIAL_FACTOR));
+                    } else {
+                        phase = "looks for test files";
+                    }
                     let data = serde_json::json!({
                         "workers": options.workers,
                         "collect": collect,
