@@ -80,7 +80,7 @@ pub enum Feed {
         /// Whether all tests of a batch are of one suite.
         one_suite: bool,
         /// How long a batch is to last at most, as far as one knows; a batch of tests of which one does not has
-        /// [`UNKNOWN_BATCH`] tests at most.
+        /// 32 tests at most.
         longest: Option<Duration>,
     },
 }
