@@ -46,6 +46,14 @@ remove() {
     }
 }
 
+# Removes the directory $1 of a run, its mark last: what is left when this is interrupted is known to the next run.
+remove_run() {
+    for entry in "$1"/*; do
+        [ "$entry" = "$1/mark" ] || remove "$entry"
+    done
+    remove "$1"
+}
+
 # Ends what still runs of the dead run in the directory $1: its holder was killed, and could not.
 end_commands() {
     for file in "$1"/connections/*/pids/* "$1"/connections/*/ended/*; do
@@ -67,7 +75,7 @@ remove_dead() {
             alive=$((alive + 1))
         else
             end_commands "$other"
-            remove "$other" && removed=$((removed + 1))
+            remove_run "$other" && removed=$((removed + 1))
         fi
     done
 }

@@ -20,7 +20,7 @@ finish() {
     remove "$own"
     # Whoever is the last on this host.
     if rmdir "$dir/$project/$run/connections" 2>/dev/null; then
-        remove "$dir/$project/$run"
+        remove_run "$dir/$project/$run"
         # If nothing is kept for a next run.
         rmdir "$dir/$project" 2>/dev/null
     fi

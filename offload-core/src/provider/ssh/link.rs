@@ -420,4 +420,17 @@ mod tests {
             assert_eq!(String::from_utf8(shell.wait_with_output().unwrap().stdout).unwrap(), expected);
         }
     }
+
+    #[test]
+    fn what_says_whose_a_directory_is_goes_with_the_directory_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run-1");
+        std::fs::create_dir_all(run.join("tree/locked")).unwrap();
+        std::fs::write(run.join("mark"), "").unwrap();
+        std::fs::write(run.join("pid"), "").unwrap();
+        let script = format!("{}\nremove() {{ echo \"${{1##*/}}\"; }}\nremove_run \"$1\"", include_str!("dead.sh"));
+        let mut shell = std::process::Command::new("sh");
+        let removed = shell.args(["-c", &script, "sh"]).arg(&run).output().unwrap();
+        assert_eq!(String::from_utf8(removed.stdout).unwrap(), "pid\ntree\nrun-1\n");
+    }
 }
