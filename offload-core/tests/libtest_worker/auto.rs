@@ -26,8 +26,17 @@ fn is_alone() -> bool {
 #[test] fn b_exits_always() { is_alone(); std::process::exit(0) }
 #[test] fn b_crashes() { if !is_alone() { std::process::abort() } }
 #[test] fn b_hangs() { if !is_alone() { loop { std::thread::park() } } }
+#[test] fn b_ends_badly() { is_alone(); unsafe { atexit(at_exit) }; }
+#[test] fn b_ignores_signals() { is_alone(); unsafe { signal(15, 1) }; }
+#[test] fn c_fails_always() { is_alone(); panic!("as ever") }
 #[test] fn c_passes() { is_alone(); }
 #[test] fn d_passes() { is_alone(); }
+#[test] fn d_takes_a_while() { is_alone(); std::thread::sleep(std::time::Duration::from_millis(300)); }
+extern "C" {
+    fn atexit(function: extern "C" fn()) -> i32;
+    fn signal(number: i32, handler: usize) -> usize;
+}
+extern "C" fn at_exit() { std::process::abort() }
 "#;
 
 fn program() -> &'static tempfile::TempDir {
@@ -41,12 +50,22 @@ fn program() -> &'static tempfile::TempDir {
 
 /// The results, and in which processes each test has run.
 fn run(items: &[RunItem], isolation: Isolation) -> (HashMap<String, TestResult>, HashMap<String, Vec<String>>) {
+    run_until(items, isolation, false)
+}
+
+/// The same; with `yield_on_failure` tests that have not run when one fails are given back.
+fn run_until(
+    items: &[RunItem],
+    isolation: Isolation,
+    yield_on_failure: bool,
+) -> (HashMap<String, TestResult>, HashMap<String, Vec<String>>) {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("ran");
     let mut unit = Fixtures::get().unit();
     unit.program = program().path().join("company");
     unit.env.insert("RAN".into(), log.to_str().unwrap().into());
-    let results = Session::new(LibtestOptions { isolation, ..LibtestOptions::default() }, unit).run(items);
+    let options = LibtestOptions { isolation, yield_on_failure, ..LibtestOptions::default() };
+    let results = Session::new(options, unit).run(items);
     let mut processes: HashMap<String, Vec<String>> = HashMap::new();
     for line in std::fs::read_to_string(log).unwrap().lines() {
         let (name, process) = line.split_once(' ').unwrap();
@@ -110,4 +129,27 @@ fn a_failed_test_in_company_has_failed_where_the_user_wants_company() {
     let (results, processes) = run(&items(&["a_passes", "b_fails", "c_passes"]), Isolation::Binary);
     assert_eq!(results["b_fails"].outcome, TestOutcome::Failed);
     assert!(processes.values().all(|ran| *ran == processes["a_passes"]), "{processes:?}");
+}
+
+#[test]
+fn a_process_that_ends_badly_condemns_the_test_whose_doing_it_is() {
+    let (results, processes) = run(&items(&["a_passes", "b_ends_badly", "c_passes"]), Isolation::Auto);
+    assert_eq!(results["b_ends_badly"].outcome, TestOutcome::Crashed, "{results:?}");
+    assert_eq!(results["a_passes"].outcome, TestOutcome::Passed);
+    let last = &results["c_passes"];
+    let company = ["a_passes".to_owned(), "b_ends_badly".to_owned()];
+    assert_eq!((last.outcome, last.shares_state.as_deref()), (TestOutcome::Passed, Some(&company[..])));
+    assert!(processes.values().all(|ran| ran.len() == 2), "{processes:?}");
+}
+
+#[test]
+fn a_process_that_is_stopped_for_a_failure_is_no_fault_of_its_last_test() {
+    // It does not heed the order to stop, and comes to its end by itself.
+    let tests = items(&["b_ignores_signals", "c_fails_always", "d_takes_a_while"]);
+    for isolation in [Isolation::Auto, Isolation::Binary] {
+        let (results, processes) = run_until(&tests, isolation, true);
+        assert_eq!(results["c_fails_always"].outcome, TestOutcome::Failed);
+        assert_eq!(results["d_takes_a_while"].outcome, TestOutcome::Passed, "{results:?}");
+        assert_eq!(processes["d_takes_a_while"].len(), 1, "{processes:?}");
+    }
 }

@@ -79,6 +79,7 @@ pub(super) fn run(slot: &mut Slot, work: Work, unit: &Unit) -> bool {
         last: None,
         held: Vec::new(),
         held_since: Instant::now(),
+        released: false,
         strays: HashMap::new(),
         late: Capture::new(slot.options.output_limit),
         warning: Some(Vec::new()),
@@ -213,6 +214,14 @@ struct Strays {
     stderr: Capture,
 }
 
+/// What was wrong with the end of a process.
+struct Fault {
+    outcome: TestOutcome,
+    how: String,
+    /// What it wrote to standard error then.
+    stderr: String,
+}
+
 /// A test that has failed, until the process has ended.
 struct Failure {
     item: RunItem,
@@ -250,6 +259,8 @@ struct Follower<'a> {
     /// Tests that have passed, which wait for it as well: for [`HELD_FOR`], as one of them may have left something behind.
     held: Vec<(RunItem, TestResult)>,
     held_since: Instant,
+    /// Tests that have passed have their results although the process has not ended.
+    released: bool,
     /// By place.
     strays: HashMap<usize, Strays>,
     /// What the process wrote to standard error when all tests had ended.
@@ -373,7 +384,7 @@ impl Follower<'_> {
             LineResult::Ok => TestOutcome::Passed,
             LineResult::Ignored(_) => TestOutcome::Skipped,
             LineResult::Failed => {
-                let company = self.companions();
+                let company = self.companions(None);
                 self.company.push(entry.name);
                 self.any_failed = true;
                 self.failures.push(Failure { item, duration, message: entry.message, place, company });
@@ -407,6 +418,7 @@ impl Follower<'_> {
         }
         self.held.push((item, result));
         if self.held_since.elapsed() > HELD_FOR {
+            self.released = true;
             self.release();
         }
     }
@@ -417,9 +429,12 @@ impl Follower<'_> {
         }
     }
 
-    /// The tests that have ended in this process, the latest ones.
-    fn companions(&self) -> Vec<String> {
-        self.company[self.company.len().saturating_sub(NAMED_COMPANIONS)..].to_vec()
+    /// The tests that have ended in this process, the latest ones, but for `own`.
+    fn companions(&self, own: Option<&str>) -> Vec<String> {
+        let others = self.company.iter().rev().filter(|name| Some(name.as_str()) != own);
+        let mut named: Vec<_> = others.take(NAMED_COMPANIONS).cloned().collect();
+        named.reverse();
+        named
     }
 
     fn finish_test(&self, key: TestKey, mut result: TestResult) {
@@ -452,16 +467,18 @@ impl Follower<'_> {
             || (self.transcript.has_begun() && !self.transcript.has_ended())
             || by == EndedBy::TimeLimit;
         let mut again = Vec::new();
-        if is_leaky && self.slot.isolation == Isolation::Auto {
-            let suspects = std::mem::take(&mut self.held).into_iter().chain(self.last.take());
-            again.extend(suspects.map(|(item, _)| Again { item, verdict: None, company: None }));
+        let fault = if stopped || self.pending.left > 0 { None } else { self.fault_at_end(&ended) };
+        if self.slot.isolation == Isolation::Auto && (is_leaky || fault.is_some()) {
+            // Any of them may have left behind what still runs, or what the process has come to grief over at its end.
+            let suspects = std::mem::take(&mut self.held);
+            again.extend(suspects.into_iter().map(|(item, _)| Again { item, verdict: None, company: None }));
         }
         self.release();
         for failure in std::mem::take(&mut self.failures) {
             again.extend(self.finish_failure(failure));
         }
         if let Some((item, result)) = self.last.take() {
-            again.extend(self.finish_last(item, result, &ended));
+            again.extend(self.finish_last(item, result, fault, is_leaky));
         }
         if useful && !stopped {
             again.extend(self.finish_running(&ended));
@@ -505,34 +522,51 @@ impl Follower<'_> {
         Some(Again { item, verdict: Some(result), company: Some(company) })
     }
 
-    /// Settles the test that ended last, when its process has ended, too.
-    fn finish_last(&mut self, item: RunItem, mut result: TestResult, ended: &io::Result<End>) -> Option<Again> {
-        let fault = match ended {
-            Ok(End { by: EndedBy::Order, .. }) => None,
+    /// What was wrong with the end of a process all of whose tests had ended before.
+    fn fault_at_end(&mut self, ended: &io::Result<End>) -> Option<Fault> {
+        let (outcome, how) = match ended {
+            Ok(End { by: EndedBy::Order, .. }) => return None,
             Ok(End { by: EndedBy::TimeLimit, .. }) => {
                 let limit = self.idle_limit.unwrap_or_default();
-                Some((TestOutcome::TimedOut, format!("did not end within {} s", limit.as_secs_f64())))
+                (TestOutcome::TimedOut, format!("did not end within {} s", limit.as_secs_f64()))
             }
             Ok(end) => match end.status.code() {
-                Some(0) => None,
-                Some(_) if self.any_failed && outcome::is_exit_of_harness(end.status) => None,
-                Some(code) => Some((TestOutcome::Crashed, format!("exited with code {code}"))),
+                Some(0) => return None,
+                Some(_) if self.any_failed && outcome::is_exit_of_harness(end.status) => return None,
+                Some(code) => (TestOutcome::Crashed, format!("exited with code {code}")),
                 None => {
                     let late = std::mem::replace(&mut self.late, Capture::new(0)).finish();
-                    let how = outcome::crash_message(end.status, &late.text);
-                    result.stderr.text.push_str(&late.text);
-                    Some((TestOutcome::Crashed, format!("was {how}")))
+                    let how = format!("was {}", outcome::crash_message(end.status, &late.text));
+                    return Some(Fault { outcome: TestOutcome::Crashed, how, stderr: late.text });
                 }
             },
-            Err(error) => Some((TestOutcome::Error, format!("could not be watched and was ended: {error}"))),
+            Err(error) => (TestOutcome::Error, format!("could not be watched and was ended: {error}")),
         };
-        if let Some((outcome, how)) = fault {
-            if self.slot.isolation == Isolation::Auto {
-                let company = self.companions();
+        Some(Fault { outcome, how, stderr: String::new() })
+    }
+
+    /// Settles the test that ended last, when its process has ended, too.
+    fn finish_last(
+        &mut self,
+        item: RunItem,
+        mut result: TestResult,
+        fault: Option<Fault>,
+        is_leaky: bool,
+    ) -> Option<Again> {
+        let runs_again = self.slot.isolation == Isolation::Auto;
+        match fault {
+            // Unless it is one of those that have their results that the process has come to grief over.
+            Some(_) if runs_again && !self.released => {
+                let company = self.companions(Some(&item.name));
                 return Some(Again { item, verdict: None, company: Some(company) });
             }
-            result.outcome = outcome;
-            result.message = Some(format!("the process of its batch, of which this test was the last, {how}"));
+            Some(Fault { outcome, how, stderr }) => {
+                result.outcome = outcome;
+                result.message = Some(format!("the process of its batch, of which this test was the last, {how}"));
+                result.stderr.text.push_str(&stderr);
+            }
+            None if runs_again && is_leaky => return Some(Again { item, verdict: None, company: None }),
+            None => {}
         }
         self.finish_test(item.key, result);
         None
@@ -557,7 +591,7 @@ impl Follower<'_> {
         self.start(place);
         let item = self.pending.take(place)?;
         if self.slot.isolation == Isolation::Auto {
-            let company = self.companions();
+            let company = self.companions(None);
             return Some(Again { item, verdict: None, company: Some(company) });
         }
         let strays = self.strays.remove(&place);
