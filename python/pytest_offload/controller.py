@@ -145,6 +145,8 @@ class Controller:
         self._stops: dict[int, dict[str, Any]] = {}
         # Which worker ran the tests that have been reported.
         self._logged: dict[int, str] = {}
+        # Of tests that are tried again: what could not be torn down after an attempt, for when they have an outcome.
+        self._late: dict[int, list[Callable[[], None]]] = {}
         self._logstart: Callable[..., Any] | None = None
         # What has come and has not been handled yet.
         self._batch: Iterator[Event] = iter(())
@@ -203,8 +205,7 @@ class Controller:
         try:
             with self._stopped_together():
                 self.core.run(self._on_events)
-            if self.in_order is not None:
-                self.in_order.rest()
+            self._log_rest()
         except Interrupted:
             # By pytest itself, which runs nothing after that.
             raise
@@ -472,15 +473,22 @@ class Controller:
         def commit() -> None:
             worker = self._logged.get(key, "")
             attempt = Attempt(key, nodeid, nodeid.partition("::")[0], None, nodeid, worker, 1, False)
-            for report in reports_of(attempt, self.nodes[worker]):
-                with junit.reopened(self.config, report):
-                    self.config.hook.pytest_runtest_logreport(report=report)
-            self._stop_if_asked()
+            made = reports_of(attempt, self.nodes[worker])
+            if key in self._late:
+                self._late[key].append(lambda: self._log_late(made))
+            else:
+                self._log_late(made)
+                self._stop_if_asked()
 
         if self.in_order is None:
             commit()
         else:
             self.in_order.late(key, commit)
+
+    def _log_late(self, late_reports: list[pytest.TestReport]) -> None:
+        for report in late_reports:
+            with junit.reopened(self.config, report):
+                self.config.hook.pytest_runtest_logreport(report=report)
 
     def _on_warning(self, data: dict[str, Any], *_: object) -> None:
         self.config.hook.pytest_warning_recorded.call_historic(kwargs=reports.warning(data))
@@ -553,8 +561,15 @@ class Controller:
             for kind, *fields in self._leftover:
                 if kind in ("started", "finished", "crashed", "late_report", "late_crash"):
                     getattr(self, f"_on_{kind}")(*fields)
-            if self.in_order is not None:
-                self.in_order.rest()
+            self._log_rest()
+
+    def _log_rest(self) -> None:
+        """Reports what has waited for what does not come any more."""
+        if self.in_order is not None:
+            self.in_order.rest()
+        for key in list(self._late):
+            for log in self._late.pop(key):
+                log()
 
     def _take_leftovers(self) -> None:
         self._leftover += [*self._batch, *self.core.leftover()]
@@ -615,6 +630,11 @@ class Controller:
             log(report=report)
         hook.pytest_runtest_logfinish(nodeid=attempt.nodeid, location=attempt.location)
         self._logged[attempt.key] = attempt.worker
+        if attempt.will_retry:
+            self._late.setdefault(attempt.key, [])
+        else:
+            for log_late in self._late.pop(attempt.key, ()):
+                log_late()
         self._stop_after(attempt.key)
 
     def _stop_after(self, key: int) -> None:

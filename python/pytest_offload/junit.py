@@ -22,7 +22,7 @@ def without(config: pytest.Config, hook: Any) -> Any:
 
 @contextlib.contextmanager
 def reopened(config: pytest.Config, report: pytest.TestReport) -> Iterator[None]:
-    """While this lasts, a report on a test that had passed and was complete goes into the element that the test has."""
+    """While this lasts, a report on a test that was complete goes into the element that it would have been part of."""
     xml: Any = config.stash.get(xml_key, None)
     before = len(xml.node_reporters_ordered) if xml is not None else 0
     late: Any = xml.node_reporter(report) if xml is not None else None
@@ -30,24 +30,24 @@ def reopened(config: pytest.Config, report: pytest.TestReport) -> Iterator[None]
         yield
         return
     late.record_testreport(report)
-    passed = _passed(xml.node_reporters_ordered[:before], late)
-    if passed is None:
-        # Whatever the test has had its own element already, and an error after that has another, in any pytest.
+    element = _without_failure(xml.node_reporters_ordered[:before], late)
+    if element is None:
+        # An error after a failed call has an element of its own, in any pytest.
         xml.node_reporters = {key: value for key, value in xml.node_reporters.items() if value is not late}
         xml.node_reporters_ordered.remove(late)
         yield
         return
     yield
-    passed.extend(child for child in late.to_xml() if child.tag != "properties")
+    element.extend(child for child in late.to_xml() if child.tag != "properties")
     xml.node_reporters_ordered.remove(late)
 
 
-def _passed(complete: list[Any], late: Any) -> Any:
-    """The element of the last test of that name, if that passed."""
+def _without_failure(complete: list[Any], late: Any) -> Any:
+    """The last element of that name, unless its call failed. It can have errors, of the setup or that came late."""
     names = [late.to_xml().get(name) for name in ("classname", "name")]
     for reporter in reversed(complete):
         # A complete reporter is nothing but its element.
         element = reporter.to_xml()
         if [element.get(name) for name in ("classname", "name")] == names:
-            return element if not any(child.tag in ("failure", "error") for child in element) else None
+            return element if element.find("failure") is None else None
     return None

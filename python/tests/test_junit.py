@@ -94,3 +94,33 @@ def test_a_call_that_passed_in_an_attempt_that_is_repeated_does_not_count(run: R
     run.write(test_tried=FAILS_AT_FIRST.replace("def test_always(tears_down): assert False", ""))
     outcome = run.offload("--offload-retries=3")
     assert (outcome.exit_code, outcome.counts) == (0, {"passed": 13, "rerun": 12}), outcome.text
+
+
+#: A wide fixture whose teardown fails after each attempt, and a test whose attempts fail until the last one.
+TORN_DOWN_TWICE = """
+import pathlib, pytest
+@pytest.fixture(scope="module")
+def wide():
+    yield
+    assert 0, "torn down"
+@pytest.mark.parametrize("fails", [{}])
+def test_wide(wide, fails):
+    tried = pathlib.Path(__file__).with_name("tried")
+    first = not tried.exists()
+    tried.touch()
+    assert not (fails or first)
+"""
+
+
+@pytest.mark.parametrize(("fails", "elements"), [(False, 1), (True, 2)])
+def test_what_several_attempts_left_standing_is_in_one_element(run: Runner, fails: bool, elements: int) -> None:
+    run.write(test_a=TORN_DOWN_TWICE.format(fails))
+    run.workers = 1
+    outcome = run.offload("--offload-retries=1", "--junitxml=report.xml")
+    assert (outcome.exit_code, outcome.counts["errors"]) == (1, 2), outcome.text
+    suite = ElementTree.parse(run.path / "report.xml").getroot()[0]
+    cases = list(suite.iter("testcase"))
+    # A call that failed has an element of its own in plain pytest, too.
+    assert len(cases) == elements
+    assert len(cases[-1].findall("error")) == 2
+    assert suite.get("errors") == "2"
