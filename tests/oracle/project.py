@@ -426,7 +426,7 @@ class Project:
     def write(self, directory: Path, edited: bool) -> None:
         for name, text in self.files(edited).items():
             path = directory / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists() or path.read_text() != text:
                 path.write_text(text)
 
