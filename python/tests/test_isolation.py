@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from xml.etree import ElementTree
 
 import pytest
 from conftest import Runner, plugins
@@ -142,3 +143,48 @@ def test_b(): pass
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 2, text
     assert (run.path / "torn_down").exists()
+
+
+#: What pytest charges to the last test, which is expected to fail, comes down after other tests here.
+WIDE = """
+import os
+@pytest.fixture(scope="module", autouse=True)
+def wide():
+    yield
+    {end}
+def test_first(): {body}
+@pytest.mark.xfail(raises=ZeroDivisionError)
+def test_last(): 1 / 0
+"""
+
+
+def test_what_is_torn_down_late_is_reported_after_the_result(run: Runner) -> None:
+    run.workers = 1
+    run.write(test_a=WIDE.format(end="assert 0", body="pass"))
+    outcome = run.offload(ISOLATED, "-v", "--junitxml=report.xml")
+    assert (outcome.exit_code, outcome.counts) == (1, {"passed": 1, "xfailed": 1, "errors": 2}), outcome.text
+    words = re.findall(r"^\[gw0\].* ([A-Z]+) test_a.py::test_first", outcome.text, re.MULTILINE)
+    assert words == ["PASSED", "ERROR"], outcome.text
+    assert re.findall(r'name="(\w+)" time', (run.path / "report.xml").read_text()) == ["test_first", "test_last"]
+
+
+# A line of the live log goes out at once, and takes the result with it.
+@pytest.mark.parametrize("log", ["", "logging.error('down'); "])
+@pytest.mark.parametrize("body", ["pass", "pytest.skip('on purpose')", "assert 0"])
+def test_a_crash_when_a_wide_fixture_comes_down_counts(run: Runner, body: str, log: str) -> None:
+    run.workers = 1
+    run.write(test_a="import logging\n" + WIDE.format(end=f"{log}os._exit(0)", body=body))
+    outcome = run.offload(ISOLATED, "--junitxml=report.xml", "-o", "log_cli=true")
+    assert outcome.exit_code == 1, outcome.text
+    crashed = set(re.findall(r"^(?:FAILED|ERROR) test_a.py::(\w+)", outcome.text, re.MULTILINE))
+    assert crashed == {"test_first", "test_last"}, outcome.text
+    junit = ElementTree.parse(run.path / "report.xml").getroot()
+    assert all(len(case) for case in junit.iter("testcase"))
+
+
+@pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
+def test_a_crash_at_the_end_of_the_process_counts(run: Runner, end: str) -> None:
+    run.write(test_a=f"import atexit, os\ndef test_bad(): atexit.register(lambda: {end})\ndef test_good(): pass\n")
+    outcome = run.offload(ISOLATED)
+    assert (outcome.exit_code, outcome.counts) == (1, {"passed": 2, "errors": 1}), outcome.text
+    assert "ERROR test_a.py::test_bad - the process of this test ended after its result" in outcome.text

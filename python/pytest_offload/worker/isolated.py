@@ -33,6 +33,7 @@ class Isolated:
     else the child speaks on the worker's connection, on which the worker is silent meanwhile.
     """
 
+    # 1: the result is there; 2: what ends the run is.
     DELIVERED = 0
     CANCELLED = 1
     PASSED = 2
@@ -76,8 +77,10 @@ class Isolated:
         ended = self._wait(pid)
         if worker.ending and self.cancelled:
             raise KeyboardInterrupt
-        if not self._shared[self.DELIVERED]:
-            exited = ended.si_code == os.CLD_EXITED
+        exited = ended.si_code == os.CLD_EXITED
+        self.post_passed(key)
+        ends_well = self._shared[self.DELIVERED] == 2 or (exited and ended.si_status == 0)
+        if not (self._shared[self.DELIVERED] and ends_well):
             worker.channel.post(
                 "crashed",
                 key=key,
@@ -85,15 +88,20 @@ class Isolated:
                 signal=None if exited else ended.si_status,
                 **self._captured(),
             )
-        elif self._shared[self.PASSED]:
-            durations = self.DURATIONS.unpack_from(self._shared, self.DURATIONS_AT)
-            worker.channel.post_passed(key, list(durations))
-        return bool(self._shared[self.DELIVERED]) and not self._shared[self.FAILED]
+            return False
+        return not self._shared[self.FAILED]
 
     def passed(self, durations: list[float]) -> None:
         """In the child: the test has passed, and there is nothing more to say about it."""
         self.DURATIONS.pack_into(self._shared, self.DURATIONS_AT, *durations)
         self._shared[self.PASSED] = 1
+
+    def post_passed(self, key: int) -> None:
+        """Says that the test has passed, if that is all there was to say about it and has not been said."""
+        if self._shared[self.PASSED] and (self.is_child or self._shared[self.DELIVERED]):
+            self._shared[self.PASSED] = 0
+            durations = self.DURATIONS.unpack_from(self._shared, self.DURATIONS_AT)
+            self._worker.channel.post_passed(key, list(durations))
 
     def failed(self) -> None:
         """In the child: the test has failed."""
@@ -148,7 +156,7 @@ class Isolated:
             code = 0
         except pytest.exit.Exception as error:
             channel.send("exit", reason=str(error.msg), returncode=error.returncode)
-            self._shared[self.DELIVERED] = 1
+            self._shared[self.DELIVERED] = 2
         except KeyboardInterrupt:
             # The run is being ended; what the test has set up is torn down as in any interrupted pytest.
             with contextlib.suppress(BaseException):
@@ -159,7 +167,7 @@ class Isolated:
             with contextlib.suppress(Closed):
                 excinfo = pytest.ExceptionInfo.from_current()
                 worker.session.config.notify_exception(excinfo, worker.session.config.option)
-                self._shared[self.DELIVERED] = 1
+                self._shared[self.DELIVERED] = 2
         finally:
             self._boundary.code = code
             run_exit_handlers()

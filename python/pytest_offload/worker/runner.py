@@ -194,7 +194,12 @@ class Worker:
         """Runs a test for which everything is set up and torn down. Returns whether what comes down late did so."""
         stay = self._charge.matters(item, None)
         self._execute(key, item, copy.copy(item) if stay else None)
-        return not stay or self._tear_down_stale(None)
+        if not stay:
+            return True
+        if self.isolated is not None:
+            # What comes down late can fail, and is to be heard of after the result.
+            self.isolated.post_passed(key)
+        return self._tear_down_stale(None)
 
     def _tear_down_at_exit(self, item: nodes.Item, error: Any) -> None:
         """A test has ended the run. As in any pytest, what cannot be torn down then is an error, expected or not."""
@@ -290,7 +295,9 @@ class Worker:
         ending = [node for node in standing if node not in needed]
         # Of most nodes there is only their own teardown, which does nothing.
         ending = [node for node in ending if len(stack[node][0]) > 1] or ending
-        self.channel.send("tearing_down")
+        if self.isolated is None:
+            # The process of a single test says nothing before all is torn down: until then it has no result.
+            self.channel.send("tearing_down")
         last._report_sections = []
         capture = self.session.config.pluginmanager.getplugin("capturemanager")
         capturing = capture.item_capture("teardown", last) if capture is not None else contextlib.nullcontext()

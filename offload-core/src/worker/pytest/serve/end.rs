@@ -93,6 +93,11 @@ impl Serving {
             let words = words.map_or_else(String::new, |words| format!("\n{words}"));
             return (self.say)(Said::Problem(format!("{text}{words}")));
         };
+        self.fail_late(key, text, words);
+    }
+
+    /// A test that has its result is an error, because of how a process ended after that.
+    fn fail_late(&mut self, key: TestKey, text: String, words: Option<String>) {
         let whole = words.as_ref().map_or_else(|| text.clone(), |words| format!("{text}\n\n{words}"));
         let native = self.native("late_crash", serde_json::Value::from(whole).to_string().into());
         (self.say)(Said::Native(Some(key), native));
@@ -101,16 +106,11 @@ impl Serving {
         (self.say)(Said::LateFailure(key, Box::new(result)));
     }
 
-    /// The process of a single test ended without a result. The worker lives.
+    /// The process of a single test ended before all of it was torn down. The worker lives.
     pub(super) async fn on_crash(&mut self, key: TestKey, exit: Exit, said: TestResult) {
         let running = self.running.take_if(|running| running.item.key == key);
-        let (item, since) = match running {
-            Some(Running { item, since, .. }) => (item, since),
-            None => match self.remove(key) {
-                Some(item) => (item, Instant::now()),
-                None => return,
-            },
-        };
+        let running = running.map(|Running { item, since, .. }| (item, since));
+        let running = running.or_else(|| self.remove(key).map(|item| (item, Instant::now())));
         let words = match &self.process {
             Process::Up(worker) => {
                 let (words, heard) = last_words(worker, self.heard).await;
@@ -118,6 +118,12 @@ impl Serving {
                 words
             }
             _ => None,
+        };
+        let Some((item, since)) = running else {
+            if self.last == Some(key) {
+                self.fail_late(key, format!("the process of this test ended after its result: {exit}"), words);
+            }
+            return;
         };
         let message = format!("the process of this test ended: {exit}");
         let result = TestResult {
