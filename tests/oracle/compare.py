@@ -49,9 +49,12 @@ class Mode:
     def fits(self, project: Project) -> bool:
         """Whether the project has to have the results here that plain pytest has."""
         if project.ordered() and (
-            self.isolation == "test" or self.retries or not (self.parallel == 1 or self.dist == "loadfile")
+            self.isolation == "test"
+            or self.retries
+            or not (self.dist == "loadfile" or (self.parallel == 1 and self.dist == "load"))
         ):
-            # Tests of a file have to run in one process, in their order, and each after the one before.
+            # Tests of a file have to run in one process, in their order, and each after the one before. The tests of a
+            # class or group are moved together.
             return False
         if self.collect == "parallel" and (project.hooks() & WHOLE_LIST or project.looks_back()):
             # Who asks for it has hooks, and options, that see the tests of one file at a time.
