@@ -89,8 +89,8 @@ def differences(project: Project, mode: Mode, plain: list[Run], ours: list[Run])
         if len(plain) > 1:
             found = [Difference(kind, f"run {number}: {text}") for kind, text in found]
         said += found
-        if found:
-            # What follows starts from another state.
+        if found or (project.looks_back() and (project.wide_crashes() or project.wide_teardowns())):
+            # What follows starts from another state: it can depend on the workers which test has failed.
             break
     return said
 
