@@ -117,6 +117,8 @@ impl PytestWorkers {
         let mut collection = Collection::new(&self.host, sink, self.alone.as_ref());
         let mut limit = options.phase_limit;
         let mut phase = "configures itself and looks for test files";
+        // Which sandbox has what the template collects, where that is not all of them.
+        let mut home = collectors.home_elsewhere();
         loop {
             let say = || {
                 let text = format!("Waiting for the template process for {} s: it {phase}.", WORTH_SAYING.as_secs());
@@ -147,6 +149,10 @@ impl PytestWorkers {
                     } else {
                         phase = "looks for test files";
                     }
+                    if start == "spawn" {
+                        // The template goes on as the first worker; the others collect again.
+                        home = Some(collectors.first());
+                    }
                     let data = serde_json::json!({
                         "workers": options.workers,
                         "collect": collect,
@@ -161,7 +167,7 @@ impl PytestWorkers {
                     collection.share_out(units, &mut template, collectors).await?;
                     break;
                 }
-                Incoming::Collected(collected) => collection.add(collected, None),
+                Incoming::Collected(collected) => collection.add(collected, home),
                 Incoming::CollectReport { report, failed, text } => collection.report(report, failed, text),
                 Incoming::CollectionFinished(digest) => {
                     self.host.set_numbering(digest);

@@ -61,6 +61,16 @@ impl Collectors {
     pub fn elsewhere(host: &Arc<PytestHost>, first: u32, sandboxes: Sandboxes) -> Self {
         Self { host: Arc::clone(host), first, sandboxes: Some(sandboxes) }
     }
+
+    /// The number of the sandbox that is there already.
+    pub fn first(&self) -> u32 {
+        self.first
+    }
+
+    /// The same, where other sandboxes have templates of their own.
+    pub fn home_elsewhere(&self) -> Option<u32> {
+        self.sandboxes.as_ref().map(|_| self.first)
+    }
 }
 
 /// What the task of a worker tells.
