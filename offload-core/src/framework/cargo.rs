@@ -20,6 +20,7 @@ mod options;
 mod outputs;
 mod process;
 mod select;
+mod sources;
 mod toolchain;
 mod unit;
 

@@ -120,8 +120,10 @@ impl Cache {
         self.changed |= set(&mut self.contents.opaque, binary, "", opaque);
     }
 
-    pub(super) fn doctests(&self, library: &Path, context: &str) -> Option<Vec<Listed>> {
-        get(&self.contents.doctests, library, context)
+    /// The doctests of a library, and what that was learnt from besides it.
+    pub(super) fn doctests(&self, library: &Path) -> Option<(String, Vec<Listed>)> {
+        let Entry { context, .. } = self.contents.doctests.get(library)?;
+        Some((context.clone(), get(&self.contents.doctests, library, context)?))
     }
 
     pub(super) fn set_doctests(&mut self, library: &Path, context: &str, doctests: Vec<Listed>) {

@@ -17,13 +17,14 @@ use tokio::task::JoinSet;
 use super::cache::Cache;
 use super::config::load_config;
 use super::diagnostics::{Shown, cargo_failed};
-use super::doctest::{self, Library, OnePackage};
+use super::doctest::{self, OnePackage};
 use super::gate::{BuildGate, BuildGuard};
 use super::list::{self, Listed};
 use super::options::{CargoOptions, RunIgnored};
 use super::outputs::{Output, Outputs};
 use super::process::{CargoProcess, Said, cargo_command, not_started};
 use super::select::{Origin, Selected, Selection, selected_packages};
+use super::sources::Sources;
 use super::toolchain::Toolchain;
 use super::unit::{BuildFacts, binary_id};
 use crate::framework::{Discovered, DiscoverySink, FrameworkError, FrameworkResult, Suite, TestRecord};
@@ -270,10 +271,10 @@ enum ListOutcome {
     Tests(Vec<Listed>),
     /// A target without the standard harness answered (or its answer was remembered).
     Probed(Option<Vec<Listed>>),
-    /// Doctests, found with this in mind.
+    /// Doctests, to be remembered as learnt from this, besides the library.
     Doctests {
         tests: Vec<Listed>,
-        remember: bool,
+        remember: Option<String>,
     },
     Failed(String),
 }
@@ -432,7 +433,7 @@ impl Discovery<'_> {
     async fn artifact(&mut self, artifact: Artifact, again: bool) -> FrameworkResult<()> {
         self.needed.extend(BuildFacts::needed(&artifact, &self.toolchain));
         self.facts.add_library(&artifact);
-        if let Some(library) = Library::of(&artifact) {
+        if let Some(library) = doctest::library(&artifact) {
             self.libraries.insert(artifact.package_id.clone(), library);
         }
         if !artifact.profile.test {
@@ -530,8 +531,8 @@ impl Discovery<'_> {
                 })
             }
             ListOutcome::Doctests { tests, remember } => {
-                if remember {
-                    self.cache.set_doctests(&file, &self.doctest_context(), tests.clone());
+                if let Some(context) = remember {
+                    self.cache.set_doctests(&file, &context, tests.clone());
                 }
                 self.doctests.push((package, unit, tests));
                 return;
@@ -646,20 +647,22 @@ impl Discovery<'_> {
             let mut unit =
                 doctest::unit(self.options, &package, one_package.as_ref(), &self.dir, &self.toolchain.cargo);
             unit.extra_args.clone_from(&self.options.harness_args);
-            let remembered = self.cache.doctests(&library, &context);
+            let remembered = self.cache.doctests(&library);
             let root = self.metadata.workspace_root.clone().into_std_path_buf();
-            let permits = self.permits.clone();
+            let (permits, context) = (self.permits.clone(), context.clone());
             self.listings.spawn(async move {
                 let _permit = permits.acquire().await;
-                let library = Library::read(library, &root);
-                let outcome = match remembered.filter(|_| library.sources.cacheable) {
-                    Some(tests) => ListOutcome::Doctests { tests, remember: false },
-                    None => doctest::list(&unit, library.sources.may_ignore).await.map_or_else(
-                        ListOutcome::Failed,
-                        |tests| ListOutcome::Doctests { tests, remember: library.sources.cacheable },
-                    ),
+                let own = package.manifest_path.parent().map_or(&*root, |dir| dir.as_std_path());
+                let sources =
+                    Sources::read(&library, &root, own).unwrap_or(Sources { may_ignore: true, ..Sources::default() });
+                let context = sources.cacheable.then(|| format!("{context}\n{}", sources.unseen));
+                let outcome = match remembered.filter(|(learnt_from, _)| context.as_ref() == Some(learnt_from)) {
+                    Some((_, tests)) => ListOutcome::Doctests { tests, remember: None },
+                    None => doctest::list(&unit, sources.may_ignore)
+                        .await
+                        .map_or_else(ListOutcome::Failed, |tests| ListOutcome::Doctests { tests, remember: context }),
                 };
-                Listing { package, target: None, unit, file: library.file, outcome }
+                Listing { package, target: None, unit, file: library, outcome }
             });
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! Finds doctests.
 //!
-//! Only rustdoc knows them, and only through `cargo test --doc`, which costs tens of milliseconds per package. So what a
-//! library was found to have is remembered as long as the library has not been rebuilt. That is exact unless rustdoc
-//! sees something that rustc did not, which takes a `cfg(doctest)` (or `cfg(doc)`) somewhere in the sources.
+//! Only rustdoc knows them, and only through `cargo test --doc`, which costs tens of milliseconds per package, and seconds
+//! where the package is large. So what a library was found to have is remembered as long as neither the library has
+//! been rebuilt nor what else rustdoc may have read has changed (the module `sources`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,66 +16,19 @@ use super::options::CargoOptions;
 use super::process::cargo_command;
 use crate::worker::{Harness, Unit};
 
-/// A library that may have doctests.
-pub(super) struct Library {
-    /// The built library.
-    pub(super) file: PathBuf,
-    /// What its sources contain.
-    pub(super) sources: Sources,
-}
-
-/// What matters about the sources of a library.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sources {
-    /// Rustdoc sees nothing else than rustc, so that what was found once stays.
-    pub(super) cacheable: bool,
-    /// Doctests may be ignored.
-    pub(super) may_ignore: bool,
-}
-
-impl Library {
-    /// The library that `artifact` announces, if it can have doctests.
-    pub(super) fn of(artifact: &Artifact) -> Option<PathBuf> {
-        if artifact.profile.test || !artifact.target.doctest {
-            return None;
-        }
-        // `cargo build` names the copy that it puts beside the programs; the metadata always stays with the original.
-        let original = |path: &Utf8PathBuf| {
-            let path = path.with_extension("rlib");
-            (path.parent().is_some_and(|dir| dir.ends_with("deps")) && path.exists()).then_some(path)
-        };
-        let built = |path: &&Utf8PathBuf| path.extension().is_some_and(|extension| extension != "rmeta");
-        let files = &artifact.filenames;
-        files
-            .iter()
-            .find_map(original)
-            .or_else(|| files.iter().find(built).cloned())
-            .map(Utf8PathBuf::into_std_path_buf)
+/// The library that `artifact` announces, if it can have doctests.
+pub(super) fn library(artifact: &Artifact) -> Option<PathBuf> {
+    if artifact.profile.test || !artifact.target.doctest {
+        return None;
     }
-
-    /// Reads the sources of the library `file`, as rustc listed them, relative to the workspace's root.
-    pub(super) fn read(file: PathBuf, workspace_root: &Path) -> Self {
-        let sources = read_sources(&file, workspace_root).unwrap_or(Sources { cacheable: false, may_ignore: true });
-        Self { file, sources }
-    }
-}
-
-fn read_sources(library: &Path, workspace_root: &Path) -> Option<Sources> {
-    let stem = library.file_stem()?.to_str()?;
-    let dep_info = library.with_file_name(format!("{}.d", stem.strip_prefix("lib").unwrap_or(stem)));
-    let dep_info = std::fs::read_to_string(dep_info).ok()?;
-    let mut sources = Sources { cacheable: true, may_ignore: false };
-    let mut any = false;
-    // Besides the rules proper there is an empty rule for each source.
-    for source in dep_info.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.strip_suffix(':')) {
-        let source = source.replace("\\ ", " ");
-        let text = std::fs::read(workspace_root.join(source)).ok()?;
-        any = true;
-        let contains = |needle: &[u8]| text.windows(needle.len()).any(|window| window == needle);
-        sources.cacheable &= !contains(b"doctest") && !contains(b"cfg(doc") && !contains(b"(doc,");
-        sources.may_ignore |= contains(b"ignore");
-    }
-    any.then_some(sources)
+    // `cargo build` names the copy that it puts beside the programs; the metadata always stays with the original.
+    let original = |path: &Utf8PathBuf| {
+        let path = path.with_extension("rlib");
+        (path.parent().is_some_and(|dir| dir.ends_with("deps")) && path.exists()).then_some(path)
+    };
+    let built = |path: &&Utf8PathBuf| path.extension().is_some_and(|extension| extension != "rmeta");
+    let files = &artifact.filenames;
+    files.iter().find_map(original).or_else(|| files.iter().find(built).cloned()).map(Utf8PathBuf::into_std_path_buf)
 }
 
 /// What takes the place of rustdoc where doctests of one package are to run although several are selected: features are
@@ -162,11 +115,12 @@ fn package_spec(package: &Package) -> String {
 
 /// Lists doctests by asking Cargo. The error says what happened, for people.
 pub(super) async fn list(unit: &Unit, may_ignore: bool) -> Result<Vec<Listed>, String> {
-    let all = ask(unit, &["--list", "--format", "terse"]).await?;
-    if all.is_empty() || !may_ignore {
-        return Ok(all);
+    if !may_ignore {
+        return ask(unit, &["--list", "--format", "terse"]).await;
     }
-    let ignored = ask(unit, &["--list", "--format", "terse", "--ignored"]).await?;
+    let all = ask(unit, &["--list", "--format", "terse"]);
+    let ignored = ask(unit, &["--list", "--format", "terse", "--ignored"]);
+    let (all, ignored) = tokio::try_join!(all, ignored)?;
     Ok(mark_ignored(all, &ignored))
 }
 
@@ -212,20 +166,5 @@ mod tests {
         assert_eq!(plain_name("src/lib.rs - f (line 3) - compile fail"), "src/lib.rs - f (line 3)");
         assert_eq!(plain_name("src/lib.rs - f (line 3) - compile"), "src/lib.rs - f (line 3)");
         assert_eq!(plain_name("src/lib.rs - f (line 3)"), "src/lib.rs - f (line 3)");
-    }
-
-    #[test]
-    fn sources_that_only_rustdoc_sees_in_full_are_not_remembered() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("with space")).unwrap();
-        let library = dir.path().join("libx-1.rlib");
-        std::fs::write(dir.path().join("x-1.d"), "libx-1.rlib: with\\ space/lib.rs\n\nwith\\ space/lib.rs:\n").unwrap();
-        let source = dir.path().join("with space/lib.rs");
-        std::fs::write(&source, "/// ```ignore\n/// ```\npub fn f() {}").unwrap();
-        assert_eq!(read_sources(&library, dir.path()), Some(Sources { cacheable: true, may_ignore: true }));
-        std::fs::write(&source, "#[cfg(doctest)] mod readme {}").unwrap();
-        assert_eq!(read_sources(&library, dir.path()), Some(Sources { cacheable: false, may_ignore: false }));
-        std::fs::remove_file(&source).unwrap();
-        assert_eq!(read_sources(&library, dir.path()), None);
     }
 }
