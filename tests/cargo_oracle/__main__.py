@@ -23,16 +23,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Union
 
 import edited
 import project
 import scenario
-from compare import differences
+from compare import beside_process, differences
 from execute import Run, clean, run_cargo_test, run_offload
 from project import Project
-from scenario import Scenario
+from scenario import Mode, Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 # One seed in so many is a workspace that is compiled and edited.
@@ -120,14 +121,25 @@ class Trial:
             return run_cargo_test(where, directory / "plain", selection, harness, environment)
 
         expected = plain() if scenario.plain_first else None
-        runs = []
-        for number in range(2 if scenario.mode.history == "kept" else 1):
-            arguments = selection + scenario.mode.arguments()
-            runs.append(run_offload(self.program, where, directory / f"run-{number}", arguments, harness, environment))
+        threads = {"RUST_TEST_THREADS": scenario.mode.threads} if scenario.mode.threads else {}
+
+        def offload(mode: Mode, name: str) -> Run:
+            arguments = [*selection, *mode.arguments()]
+            own = [*mode.harness, *harness]
+            return run_offload(self.program, where, directory / name, arguments, own, environment | threads)
+
+        runs = [
+            offload(scenario.mode, f"run-{number}") for number in range(2 if scenario.mode.history == "kept" else 1)
+        ]
         expected = expected or plain()
         for ours in runs:
             if said := differences(scenario, expected, ours):
                 return said, ours
+        if scenario.mode.beside_process:
+            other = offload(replace(scenario.mode, isolation="process"), "process")
+            for ours in runs:
+                if said := beside_process(scenario, ours, other):
+                    return said, ours
         return [], None
 
 
@@ -189,7 +201,7 @@ def command(subject: Subject) -> list[str]:
     """The arguments of `cargo offload`."""
     if isinstance(subject, Project):
         return [*subject.arguments, *subject.options]
-    return [*subject.selection, *subject.mode.arguments(), "--", *subject.harness]
+    return [*subject.selection, *subject.mode.arguments(), "--", *subject.mode.harness, *subject.harness]
 
 
 def report(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any, Optional
 
 from execute import HUNG, Case, Run, log_name
-from scenario import CRASHES, CUTS, EXITS, RAW_STEPS, Scenario
+from scenario import AT_EXIT, CLEAN, CRASHES, CUTS, DIRTY, EXITS, HANGS, LATE, NEEDS, RAW_STEPS, Scenario
 
 # The suite of what concerns the run and no test.
 RUN_SUITE = "problems of the run"
 BAD = ("failed", "crashed", "timed_out", "error", "not_run")
 # Programs without a harness run whatever is selected; as a test of Offload each has a name.
 OPAQUE = "alpha_opaque"
+# It fails where a test that ran before it in its process has left the directory.
+IN_DIRECTORY = "alpha_one_is_in_its_directory"
 # rustdoc only compiles these; and it says `ok` of one that it is told to run although it is marked `ignore`, and leaves
 # out its code, where it compiles several at once (edition 2024).
 NOT_EXECUTED = ("beta_doc_ignored", "beta_doc_compile_fail", "beta_doc_no_run", "gamma_doc_compile_fail")
@@ -22,7 +25,8 @@ def differences(scenario: Scenario, plain: Run, ours: Run) -> list[str]:
     """What is not as it has to be."""
     if ours.code == HUNG:
         return ["the run did not end"]
-    said = of_reports(ours)
+    mode = scenario.mode
+    said = of_reports(ours, mode.isolation == "binary" and (mode.max_fail > 0 or "--nocapture" in mode.harness))
     if plain.code not in (0, 101) or (plain.code == 101 and "FAILED" not in plain.lines.values()):
         return [*said, f"cargo test has refused to run: exit code {plain.code}, {plain.output[-500:]}"]
     cases = {log_name(case.name): case for case in cases_of(ours)}
@@ -47,9 +51,14 @@ def cases_of(ours: Run) -> list[Case]:
             event["outcome"],
             event.get("flaky", False),
             len(event["attempts"]),
+            company=next((tuple(found) for found in map(shared_state, event["attempts"]) if found is not None), None),
         )
         for event in finished
     ]
+
+
+def shared_state(attempt: dict[str, Any]) -> Optional[list[str]]:
+    return attempt.get("shares_state")
 
 
 def exit_code(scenario: Scenario, cases: dict[str, Case]) -> int:
@@ -67,21 +76,37 @@ def expected_outcomes(scenario: Scenario, name: str, line: str, ours: Run) -> se
         return {"skipped"}
     if leaves_well(name, steps):
         return {"passed"}
-    if "clean" in steps and name in ours.done.states:
-        # What an earlier test has left is there or not as the tests are spread over processes.
-        if ours.done.states[name] == "dirty":
+    states = ours.done.states.get(name, [])
+    if any(step in NEEDS for step in steps):
+        # It passes in the company of one that leaves something, and nobody can know that it would not alone.
+        if not states or "dirty" not in states or scenario.mode.isolation == "process":
             return {"failed"}
-        line = "ok" if not failing_steps(steps[steps.index("clean") + 1 :]) else "FAILED"
+        line = after(steps, NEEDS)
+    elif states and scenario.mode.isolation == "binary":
+        # What an earlier test has left is there or not as the tests are spread over processes.
+        if states[-1] == "dirty":
+            return {"failed"}
+        line = after(steps, CLEAN)
+    if name == IN_DIRECTORY and scenario.mode.isolation == "binary":
+        return {"passed", "failed"}
+    if any(step in AT_EXIT for step in steps):
+        spoiled = {"failed"} if "at-exit:3" in steps and not ending_steps(steps) else {"crashed"}
+        # Of a process that has been ended before its end, nobody sees that.
+        never_ends = scenario.mode.isolation == "auto" and (scenario.has(ENDINGS) or scenario.mode.max_fail)
+        return spoiled | {"passed"} if never_ends and not failing_steps(steps) else spoiled
+    late = {"crashed", "failed"} if any(step in LATE for step in steps) else set()
     flaky = [step for step in steps if step.startswith("flaky")]
     if flaky and int(flaky[0][6:]) <= ours.done.starts[name] - 1 and not failing_steps(steps):
-        return {"passed"}
+        return {"passed"} | late
     if line == "ok":
-        return {"passed"}
+        return {"passed"} | late
+    if late:
+        return late
     if flaky and ours.done.starts[name] <= int(flaky[0][6:]):
         return {"failed"}
-    if "hang" in steps:
+    if any(step in HANGS for step in steps):
         return {"timed_out"}
-    ends = [step for step in steps if step in EXITS + CRASHES]
+    ends = ending_steps(steps)
     if ends and "_doc" not in name and not (name == OPAQUE and ends[0].startswith(("exit", "quit"))):
         # What looks like the harness's summary may make a failure of an exit.
         pretends = any(step.startswith("pretend") for step in steps) and ends[0].startswith(("exit", "quit"))
@@ -95,6 +120,16 @@ def leaves_well(name: str, steps: tuple[str, ...]) -> bool:
     """Whether a program that is one test exits with code 0 before its end."""
     ends = [step for step in steps if step in EXITS + CRASHES or step.startswith(("panic", "flaky", "clean"))]
     return name == OPAQUE and bool(ends) and ends[0] in ("exit:0", "quit:0")
+
+
+def ending_steps(steps: tuple[str, ...]) -> list[str]:
+    return [step for step in steps if step in EXITS + CRASHES]
+
+
+def after(steps: tuple[str, ...], which: list[str]) -> str:
+    """What `cargo test` would say of a test for which one of these steps has gone well."""
+    at = next(at for at, step in enumerate(steps) if step in which)
+    return "FAILED" if failing_steps(steps[at + 1 :]) else "ok"
 
 
 def failing_steps(steps: tuple[str, ...]) -> list[str]:
@@ -145,15 +180,11 @@ def of_what_ran(scenario: Scenario, cases: dict[str, Case], ours: Run) -> list[s
             said.append(f"{name}: passed, and it did not run to its end")
         if case.outcome == "skipped" and starts:
             said.append(f"{name}: skipped, and it ran")
-        # A test that may have cut off the harness, or left it, is run again to learn which.
-        again = any(step in CUTS + EXITS + RAW_STEPS for step in steps)
-        again |= mode.isolation == "binary" and scenario.has(CUTS + EXITS + RAW_STEPS)
-        # What fails while Cargo still builds may be forgotten.
-        again |= mode.overlap and bool(failing_steps(steps) or any(step.startswith("flaky") for step in steps))
         if attempts >= 0 and case.outcome not in ("skipped", "not_run"):
-            least, most = attempts, attempts * 2 if again else attempts
-            if not least <= starts <= most:
+            most = most_starts(scenario, name, attempts)
+            if not attempts <= starts <= most:
                 said.append(f"{name}: {case.outcome}, {attempts} attempts are reported, and it ran {starts} times")
+        said += of_company(scenario, cases, name, ours)
     for name, starts in done.starts.items():
         if name not in cases:
             said.append(f"{name} ran {starts} times, and nothing is reported of it")
@@ -163,6 +194,52 @@ def of_what_ran(scenario: Scenario, cases: dict[str, Case], ours: Run) -> list[s
         if ordinals != list(range(len(ordinals))):
             said.append(f"tests of process {pid}: {ordinals}")
     return said
+
+
+def most_starts(scenario: Scenario, name: str, attempts: int) -> int:
+    """How often a test may start in so many attempts."""
+    mode, steps = scenario.mode, scenario.steps(name)
+    most = attempts
+    # A test that may have cut off the harness, or left it, is run again to learn which.
+    is_unclear = any(step in CUTS + EXITS + RAW_STEPS for step in steps)
+    if is_unclear or (mode.isolation == "binary" and scenario.has(CUTS + EXITS + RAW_STEPS)):
+        most += attempts
+    # What fails while Cargo still builds may be forgotten.
+    if mode.overlap and bool(failing_steps(steps) or any(step.startswith("flaky") for step in steps)):
+        most += attempts
+    if mode.isolation == "auto":
+        # What does not pass in company runs again, and so do all that have left something behind together.
+        most += int(bool(steps) or scenario.has(DISTURBING))
+    if mode.isolation != "process":
+        # A process that was ended for another test's failure may have begun with one more.
+        most += int(mode.max_fail > 0)
+    return most
+
+
+# Steps that may end the process of other tests before they have ended.
+ENDINGS = [*EXITS, *CRASHES, *LATE, *HANGS, "close-fds"]
+# Steps for whose sake a test that does nothing wrong may run again.
+DISTURBING = [*ENDINGS, *CUTS, *AT_EXIT, *DIRTY, "child-holds", "fork:300", "fork:return"]
+
+
+def of_company(scenario: Scenario, cases: dict[str, Case], name: str, ours: Run) -> list[str]:
+    """Whether it is said of the right tests that they do not pass in company."""
+    case, done = cases[name], ours.done
+    if case.company is None:
+        looked_in_vain = done.states.get(name, [])[:1] == ["dirty"] and any(s in CLEAN for s in scenario.steps(name))
+        if scenario.mode.isolation == "auto" and case.outcome == "passed" and case.attempts == 1 and looked_in_vain:
+            return [f"{name}: it did not pass in company, and nothing is said of that"]
+        return []
+    if case.outcome != "passed" and not case.flaky:
+        return [f"{name}: {case.outcome}, and it is said to pass alone"]
+    before = [tests[: tests.index(name)] for tests in done.tests.values() if name in tests]
+    company = {log_name(other) for other in case.company}
+    if len(before) < 2 or [] not in before:
+        return [f"{name}: it is said to pass alone, and it ran after {before}"]
+    # Where its process ended before it could say so, it may have been about to start.
+    if not any(company <= set(tests) for tests in before):
+        return [f"{name}: it is said to have run after {company}, and it ran after {before}"]
+    return []
 
 
 def of_leftovers(cases: dict[str, Case], ours: Run) -> list[str]:
@@ -175,8 +252,9 @@ def of_leftovers(cases: dict[str, Case], ours: Run) -> list[str]:
     return said
 
 
-def of_reports(ours: Run) -> list[str]:
-    """Whether the reports agree with each other and with the exit code."""
+def of_reports(ours: Run, is_shared: bool = False) -> list[str]:
+    """Whether the reports agree with each other and with the exit code. `is_shared`: tests write to one standard error,
+    and nobody knows where one begins."""
     said = list(ours.wrong_totals)
     if not ours.junit and not ours.events and ours.code != 0:
         return [*said, f"no report: {ours.output[-500:]}"]
@@ -195,7 +273,7 @@ def of_reports(ours: Run) -> list[str]:
         if case.name not in ours.logs:
             said.append(f"logs: nothing of {case.name}, which is {case.outcome}")
     for case in ours.junit:
-        said += of_text(case)
+        said += of_text(case, is_shared)
     return said
 
 
@@ -254,7 +332,22 @@ def of_console(ours: Run, counts: Counter[str]) -> list[str]:
     ]
 
 
-def of_text(case: Case) -> list[str]:
+def of_text(case: Case, is_shared: bool) -> list[str]:
     """Whether a test is reported with its own output and nobody else's."""
-    printed = set(re.findall(r"(?:printed|warned) by (\S+)", case.text))
+    printed = set(re.findall(r"printed by (\S+)" if is_shared else r"(?:printed|warned) by (\S+)", case.text))
     return [f"{case.name} is reported with what {name} wrote" for name in printed - {log_name(case.name)}]
+
+
+def beside_process(scenario: Scenario, ours: Run, other: Run) -> list[str]:
+    """Whether the outcomes are those of a run with a process per test, as far as they do not depend on chance."""
+    outcomes, expected = ({log_name(case.name): case.outcome for case in cases_of(run)} for run in (ours, other))
+    by_chance = [
+        behavior.name
+        for behavior in scenario.behaviors
+        if any(step in NEEDS + LATE or step.startswith("flaky") for step in behavior.steps)
+    ]
+    return [
+        f"{name}: {outcomes.get(name)}, and {expected.get(name)} with a process per test"
+        for name in sorted(set(outcomes) | set(expected))
+        if outcomes.get(name) != expected.get(name) and name not in by_chance
+    ]

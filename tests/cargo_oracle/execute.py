@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from xml.etree import ElementTree
 
 # Far more than any of these runs takes on a busy machine: what takes longer hangs.
@@ -27,8 +27,10 @@ class Done:
     ends: Counter[str] = field(default_factory=Counter)
     # By process: how many tests had started there before, in the order in which they wrote.
     ordinals: dict[str, list[int]] = field(default_factory=dict)
-    # The last state of the process that a test found.
-    states: dict[str, str] = field(default_factory=dict)
+    # By process: the tests that started there, in the order in which they did.
+    tests: dict[str, list[str]] = field(default_factory=dict)
+    # The states of its processes that a test found: what it looked for was there (`dirty`) or not.
+    states: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Case:
     flaky: bool = False
     attempts: int = -1
     text: str = ""
+    # The tests after which it did not pass in a process that it shared, if it passed alone.
+    company: Optional[tuple[str, ...]] = None
 
 
 @dataclass
@@ -184,10 +188,11 @@ def read_log(path: Path) -> Done:
         if word == "start":
             done.starts[name] += 1
             done.ordinals.setdefault(pid, []).append(int(value))
+            done.tests.setdefault(pid, []).append(name)
         elif word == "end":
             done.ends[name] += 1
         else:
-            done.states[name] = value
+            done.states.setdefault(name, []).append(value)
     return done
 
 
@@ -200,6 +205,11 @@ def read_junit(path: Path) -> tuple[list[Case], list[str]]:
     wrong = check_totals(root)
     for suite in root.iter("testsuite"):
         wrong += check_totals(suite)
+        marks = {
+            element.get("name", "").removeprefix(MARK): tuple(filter(None, element.get("value", "").split(", ")))
+            for element in suite.iter("property")
+            if element.get("name", "").startswith(MARK)
+        }
         for element in suite.iter("testcase"):
             outcome = "passed"
             for tag in ("failure", "error", "skipped"):
@@ -211,10 +221,13 @@ def read_junit(path: Path) -> tuple[list[Case], list[str]]:
             text = " ".join(element.itertext())
             if element.get("classname") != suite.get("name") and outcome != "error":
                 wrong.append(f"{element.get('classname')} in suite {suite.get('name')}")
-            cases.append(Case(element.get("name", ""), element.get("classname", ""), outcome, flaky, attempts, text))
+            name, classname = element.get("name", ""), element.get("classname", "")
+            cases.append(Case(name, classname, outcome, flaky, attempts, text, marks.get(name)))
     return cases, wrong
 
 
+# Before the name of a test, in the name of the property that tells after which others it does not pass.
+MARK = "shares_state:"
 REPEATED = ("flakyFailure", "flakyError", "rerunFailure", "rerunError")
 
 

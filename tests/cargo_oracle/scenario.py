@@ -9,17 +9,25 @@ import random
 from dataclasses import dataclass, replace
 
 # The tests of each binary, by the name of its module.
-STANDARD = ["a", "b", "c", "d", "e_ignored", "f_ignored", "g_panics", "h_expected"]
+STANDARD = ["a", "b", "c", "d", "e_ignored", "f_ignored", "g_panics", "h_expected", *"ijklmnop"]
 
 # Steps after which a test goes on.
-QUIET_STEPS = ["slow", "print", "thread", "catch", "child-holds", "child-quiet"]
-RAW_STEPS = ["flood", "invalid", "unfinished", "pretend", "pretend-end", "json"]
+QUIET_STEPS = ["slow", "print", "thread", "catch", "child-holds", "child-quiet", "hook", "fork:0", "fork:300"]
+RAW_STEPS = ["flood", "invalid", "unfinished", "pretend", "pretend-end", "json", "verdict", "log-words", "fork:return"]
 # Steps after which the harness's own words are lost.
 CUTS = ["close", "redirect"]
+# Steps that later tests of the same process notice, which look for something or need it.
+DIRTY = ["dirty", "dirty:env", "dirty:dir", "dirty:no-dir"]
+CLEAN = ["clean", "clean:env", "clean:dir"]
+NEEDS = ["needs", "needs:env", "needs:dir"]
+# Steps that strike while the next test runs, or after the last one of the process.
+LATE = ["late-exit"]
+AT_EXIT = ["at-exit:-1", "at-exit:3"]
+HANGS = ["hang", "hang:stubborn"]
 FAILURES = ["panic", "panic", "panic-any", "panic-thread"]
 # Steps that end the process: with an exit code that the harness has, too, and otherwise.
 EXITS = ["exit:0", "exit:101", "quit:0"]
-CRASHES = ["exit:1", "quit:3", "abort", "signal:9", "signal:15", "overflow", "double"]
+CRASHES = ["exit:1", "quit:3", "abort", "signal:9", "signal:15", "group:9", "group:15", "overflow", "double"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,15 @@ class Selection:
     arguments: tuple[str, ...]
     modules: tuple[str, ...]
 
+
+HARNESS = [
+    ("--nocapture",),
+    ("--show-output",),
+    ("--test-threads=4",),
+    ("--test-threads", "1"),
+    ("--quiet",),
+    ("--color=always",),
+]
 
 ALPHA = ("alpha_lib", "alpha_bin", "alpha_example", "alpha_one", "alpha_two", "alpha_opaque", "mimic")
 GAMMA = ("gamma_lib", "gamma_tool", "gamma_it")
@@ -81,7 +98,9 @@ class Behavior:
 class Mode:
     """How Offload runs the tests."""
 
-    isolation: str = "process"
+    isolation: str = "auto"
+    # Whether the same runs with a process per test, too, and has to come out as that does.
+    beside_process: bool = False
     parallel: int = 1
     overlap: bool = True
     retries: int = 0
@@ -92,6 +111,9 @@ class Mode:
     # None, or one that an earlier run of the same has left, or one that is damaged.
     history: str = "none"
     capture: bool = True
+    # Arguments for the harness that `cargo test` is not given.
+    harness: tuple[str, ...] = ()
+    threads: str = ""
 
     def arguments(self) -> list[str]:
         arguments = [f"--isolation={self.isolation}", f"-j{self.parallel}", f"--retries={self.retries}"]
@@ -138,7 +160,17 @@ class Scenario:
         if self.harness:
             found.append(replace(self, harness=()))
         usual = Mode(timeout=self.mode.timeout, json=self.mode.json)
-        for field in ("isolation", "parallel", "overlap", "retries", "max_fail", "history", "capture"):
+        for field in (
+            "isolation",
+            "parallel",
+            "overlap",
+            "retries",
+            "max_fail",
+            "history",
+            "capture",
+            "harness",
+            "threads",
+        ):
             if getattr(self.mode, field) != getattr(usual, field):
                 found.append(replace(self, mode=replace(self.mode, **{field: getattr(usual, field)})))
         return found
@@ -153,36 +185,46 @@ class Scenario:
 def generate(seed: int) -> Scenario:
     """The scenario of a seed. A theme decides what may happen: so it is seen what causes what."""
     rng = random.Random(seed)
-    theme = rng.choice(["plain", "noise", "crash", "crash", "cut", "state", "flaky", "all"])
+    theme = rng.choice(
+        ["plain", "noise", "crash", "crash", "cut", "state", "state", "company", "company", "flaky", "all"]
+    )
     if rng.random() < 0.04:
         theme = "hang"
+    isolation = rng.choice(["auto"] * 6 + ["process"] * 3 + ["binary"] * 2)
     selection = rng.choice(SELECTIONS)
     names = [name for module in selection.modules for name in names_of(module)]
-    chosen = rng.sample(names, min(len(names), rng.choice([0, 1, 2, 3, 5, 8, 12])))
-    behaviors = [Behavior(name, steps_of(rng, theme, name)) for name in chosen]
+    chosen = rng.sample(names, min(len(names), rng.choice([0, 1, 2, 3, 5, 8, 12, 20])))
+    behaviors = [Behavior(name, steps_of(rng, theme, name, isolation)) for name in chosen]
     if theme == "hang" and behaviors:
-        behaviors[0] = replace(behaviors[0], steps=("hang",))
+        behaviors[0] = replace(behaviors[0], steps=(rng.choice(HANGS),))
     scenario = Scenario(
         tuple(behavior for behavior in behaviors if behavior.steps),
         selection.arguments,
         harness_arguments(rng, names),
-        Mode(),
+        Mode(isolation),
         rng.random() < 0.7,
     )
     return replace(scenario, mode=mode_of(rng, scenario, theme))
 
 
-def steps_of(rng: random.Random, theme: str, name: str) -> tuple[str, ...]:
+def steps_of(rng: random.Random, theme: str, name: str, isolation: str) -> tuple[str, ...]:
     """What a test does, if that may be done by one of its kind."""
     steps: list[str] = []
     is_doc = "_doc" in name
+    has_harness = not (is_doc or name.startswith(("mimic", "alpha_opaque")))
     if theme in ("noise", "all", "cut") and rng.random() < 0.6:
         steps.append(rng.choice(QUIET_STEPS + RAW_STEPS))
     if theme in ("cut", "all") and rng.random() < 0.4 and not is_doc:
         steps.append(rng.choice(CUTS))
     if theme in ("state", "all") and rng.random() < 0.6:
         # Documentation tests may share a process or not, as rustdoc likes.
-        steps.append("slow" if is_doc else rng.choice(["dirty", "clean", "clean"]))
+        steps.append("slow" if is_doc else rng.choice(DIRTY + CLEAN * 2 + NEEDS))
+    if theme in ("company", "all") and has_harness and rng.random() < 0.5:
+        # Where a process is shared for good, these strike whoever is there.
+        harmful = LATE + AT_EXIT if isolation != "binary" else []
+        steps.append(rng.choice(["slow", "slow", "child-holds", "fork:300", *harmful * 2]))
+        if not any(step in CUTS for step in steps) and rng.random() < 0.2 and isolation != "binary":
+            steps.append("close-fds")
     if theme in ("flaky", "all") and rng.random() < 0.5:
         steps.append(f"flaky:{rng.choice([1, 1, 2])}")
     ends = FAILURES + [""] * 4
@@ -191,12 +233,15 @@ def steps_of(rng: random.Random, theme: str, name: str) -> tuple[str, ...]:
     end = rng.choice(ends)
     if name.endswith(("_panics", "h_expected")):
         # What panics passes here.
-        steps = [step for step in steps if not step.startswith(("flaky", "clean"))]
+        steps = [step for step in steps if not step.startswith(("flaky", "clean", "needs"))]
         end = {"panic": "return", "panic-any": "other", "panic-thread": "return"}.get(end, end)
     elif name.endswith("::d") and end == "panic":
         end = "err"
-    if is_doc and end in ("panic-any", "double", "overflow"):
+    if is_doc and end in ("panic-any", "double", "overflow", "group:9", "group:15"):
         end = "panic"
+    if not has_harness:
+        # Nobody reads what is left of such a program when a copy of it goes on.
+        steps = ["slow" if step == "fork:return" else step for step in steps]
     if name.startswith("mimic") and end == "panic-any":
         end = "panic"
     return tuple([*steps, end] if end else steps)
@@ -218,23 +263,27 @@ def harness_arguments(rng: random.Random, names: list[str]) -> tuple[str, ...]:
 
 
 def mode_of(rng: random.Random, scenario: Scenario, theme: str) -> Mode:
-    isolation = rng.choice(["process", "process", "binary"])
-    if scenario.has(CUTS) and scenario.has(EXITS + CRASHES):
+    isolation = scenario.mode.isolation
+    if isolation == "binary" and scenario.has(CUTS) and scenario.has(EXITS + CRASHES):
         # Where tests share a process whose harness is not heard any more, nobody knows which of them has ended it.
         isolation = "process"
-    hangs = scenario.has(["hang"])
+    hangs = scenario.has(HANGS)
     retries = 0 if hangs else rng.choice([0, 0, 0, 1, 2])
     if theme == "flaky" and rng.random() < 0.6:
         retries = rng.choice([1, 2])
+    max_fail = rng.choice([1, 1, 2]) if rng.random() < 0.15 else 0
     return Mode(
         isolation=isolation,
-        parallel=rng.choice([1, 2, 2, 3]),
+        beside_process=isolation == "auto" and not max_fail and not hangs and rng.random() < 0.3,
+        parallel=rng.choice([1, 1, 2, 2, 3]),
         overlap=rng.random() < 0.7,
         retries=retries,
         flaky=rng.choice(["exit-2", "exit-2", "pass", "fail"]),
-        max_fail=rng.choice([1, 1, 2]) if rng.random() < 0.15 else 0,
+        max_fail=max_fail,
         timeout=5 if hangs else rng.choice([0, 0, 600]),
         json=rng.random() < 0.6,
-        history=rng.choice(["none", "none", "none", "kept", "damaged"]),
+        history=rng.choice(["none", "none", "kept", "kept", "damaged"]),
         capture=rng.random() < 0.9,
+        harness=rng.choice(HARNESS) if rng.random() < 0.2 else (),
+        threads=rng.choice(["", "", "", "4"]),
     )

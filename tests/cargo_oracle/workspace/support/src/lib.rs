@@ -1,15 +1,17 @@
 //! What a test does: it reads its behavior, steps joined by `+`, from the scenario, and writes to a log that it ran.
 //!
 //! `cargo test` would lose all tests of a process that dies. So where the environment says that this is the plain run,
-//! a step that ends the process fails the test only, and steps that would garble the harness's output do nothing.
+//! a step that ends the process fails the test only, and steps that would garble the harness's output, or that other tests
+//! of the process could notice, do nothing.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -20,6 +22,11 @@ extern "C" {
     fn raise(signal: i32) -> i32;
     fn _exit(code: i32) -> !;
     fn setsid() -> i32;
+    fn kill(process: i32, signal: i32) -> i32;
+    fn fork() -> i32;
+    fn usleep(microseconds: u32) -> i32;
+    fn atexit(function: extern "C" fn()) -> i32;
+    fn signal(number: i32, handler: usize) -> usize;
 }
 
 static STEPS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
@@ -29,6 +36,8 @@ static STEPS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
 });
 static STARTED: AtomicUsize = AtomicUsize::new(0);
 static DIRTY: AtomicBool = AtomicBool::new(false);
+/// What the process exits with when it comes to its end: a code, or -1 to abort.
+static AT_EXIT: AtomicI32 = AtomicI32::new(0);
 
 /// What a test is to the harness.
 #[derive(Clone, Copy, PartialEq)]
@@ -95,6 +104,11 @@ pub fn try_act(name: &str, kind: Kind) -> Result<(), String> {
             "unfinished" => raw(b"no end of line"),
             "pretend" => raw(format!("\nrunning 1 test\ntest {name} ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n").as_bytes()),
             "pretend-end" => raw(b"\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n"),
+            "verdict" => raw(format!("test {name} ... FAILED\n").as_bytes()),
+            "log-words" => {
+                raw(format!("failed {name}\nok {name}\n").as_bytes());
+                eprintln!("warning: `--logfile` is deprecated\nfailed: for no reason {name}");
+            }
             "json" => raw(format!("{{ \"type\": \"test\", \"event\": \"ok\", \"name\": \"{name}\" }}\n").as_bytes()),
             // SAFETY: nothing else in this process is done with the descriptor at this moment.
             "close" if !is_plain() => drop(unsafe { close(1) }),
@@ -107,12 +121,30 @@ pub fn try_act(name: &str, kind: Kind) -> Result<(), String> {
             "child-quiet" => child(name, true),
             "thread" => drop(std::thread::spawn(|| panic!("in a thread")).join()),
             "catch" => drop(std::panic::catch_unwind(|| panic!("caught"))),
-            "dirty" => DIRTY.store(true, Ordering::SeqCst),
-            "clean" => {
-                let dirty = DIRTY.load(Ordering::SeqCst);
-                log("state", name, if dirty { "dirty" } else { "clean" });
-                assert!(!dirty, "an earlier test has left something");
+            "hook" if !is_plain() => std::panic::set_hook(Box::new(|_| {})),
+            // SAFETY: descriptors that nobody else uses at this moment.
+            "close-fds" if !is_plain() => (3..256).for_each(|fd| {
+                unsafe { close(fd) };
+            }),
+            "fork" if !is_plain() => {
+                if forked(value) {
+                    return Ok(());
+                }
             }
+            "late-exit" if !is_plain() => drop(std::thread::spawn(|| {
+                std::thread::sleep(Duration::from_millis(30));
+                // SAFETY: the process may end here.
+                unsafe { _exit(3) }
+            })),
+            "at-exit" if !is_plain() => {
+                AT_EXIT.store(value.parse().unwrap(), Ordering::SeqCst);
+                // SAFETY: the function unwinds nowhere.
+                unsafe { atexit(at_exit) };
+            }
+            "hook" | "close-fds" | "fork" | "late-exit" | "at-exit" => {}
+            "dirty" => make_dirty(value),
+            "clean" => assert!(!is_dirty(name, value), "an earlier test has left something"),
+            "needs" => assert!(is_dirty(name, value), "no earlier test has left anything"),
             "flaky" => assert!(flaky >= value.parse().unwrap(), "not this time"),
             "return" => {
                 log("end", name, "");
@@ -148,6 +180,11 @@ fn end_process(step: &str, value: &str) {
             // SAFETY: that the process may end here is what it is for.
             unsafe { raise(value.parse().unwrap()) };
         }
+        "group" => {
+            // SAFETY: the group is the process's own, with what it has started.
+            unsafe { kill(0, value.parse().unwrap()) };
+            std::thread::sleep(Duration::from_secs(600));
+        }
         "overflow" => drop(deeper(1)),
         "double" => {
             struct Bomb;
@@ -159,8 +196,66 @@ fn end_process(step: &str, value: &str) {
             let _bomb = Bomb;
             panic!("first");
         }
-        "hang" => std::thread::sleep(Duration::from_secs(600)),
+        "hang" => {
+            if value == "stubborn" {
+                // SAFETY: 1 is the handler that ignores it.
+                unsafe { signal(15, 1) };
+            }
+            std::thread::sleep(Duration::from_secs(600));
+        }
         _ => panic!("unknown step {step}"),
+    }
+}
+
+/// Leaves something in the process that a later test in it can find: `dir` and `env` as `cargo test` would leave them, too.
+fn make_dirty(what: &str) {
+    if is_plain() {
+        return;
+    }
+    match what {
+        "dir" => std::env::set_current_dir("/").unwrap(),
+        "no-dir" => {
+            let gone = std::env::temp_dir().join(format!("gone-{}", std::process::id()));
+            std::fs::create_dir_all(&gone).unwrap();
+            std::env::set_current_dir(&gone).unwrap();
+            std::fs::remove_dir(gone).unwrap();
+        }
+        "env" => std::env::set_var("ORACLE_DIRTY", "1"),
+        _ => DIRTY.store(true, Ordering::SeqCst),
+    }
+}
+
+/// Whether an earlier test of the process has left something, which is written to the log.
+fn is_dirty(name: &str, what: &str) -> bool {
+    let found = match what {
+        "dir" => std::env::current_dir().ok().as_deref() != std::env::var("CARGO_MANIFEST_DIR").ok().as_ref().map(Path::new),
+        "env" => std::env::var_os("ORACLE_DIRTY").is_some(),
+        _ => DIRTY.load(Ordering::SeqCst),
+    };
+    log("state", name, if found { "dirty" } else { "clean" });
+    found
+}
+
+/// Forks. Whether this is a child that is to return from the test, as if it were the process of it.
+fn forked(value: &str) -> bool {
+    // SAFETY: the child does no more than a test that other threads wait for.
+    unsafe {
+        if fork() != 0 {
+            return false;
+        }
+        if value == "return" {
+            return true;
+        }
+        usleep(value.parse::<u32>().unwrap() * 1000);
+        _exit(0)
+    }
+}
+
+extern "C" fn at_exit() {
+    match AT_EXIT.load(Ordering::SeqCst) {
+        -1 => std::process::abort(),
+        // SAFETY: the process is ending.
+        code => unsafe { _exit(code) },
     }
 }
 
@@ -272,6 +367,7 @@ macro_rules! tests {
             fn d() -> Result<(), String> {
                 try_act(concat!(stringify!($module), "::d"), Kind::Plain)
             }
+            $crate::more_tests!($module: i j k l m n o p);
             #[test]
             #[ignore]
             fn e_ignored() {
@@ -293,5 +389,16 @@ macro_rules! tests {
                 act(concat!(stringify!($module), "::h_expected"), Kind::Panics)
             }
         }
+    };
+}
+
+/// Further plain tests.
+#[macro_export]
+macro_rules! more_tests {
+    ($module:ident: $($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            $crate::act(concat!(stringify!($module), "::", stringify!($name)), $crate::Kind::Plain)
+        })*
     };
 }
