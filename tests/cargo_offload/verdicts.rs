@@ -22,6 +22,8 @@ macro_rules! cases { ($($stream:ident)*) => { $(mod $stream {
     fn prepare() { super::$stream() }
     #[test] fn pass() { prepare() }
     #[test] fn fail() { prepare(); panic!("on purpose") }
+    #[test] fn return_error() -> Result<(), String> { prepare(); Err("an error".to_owned()) }
+    #[test] #[should_panic] fn panic_missing() { prepare() }
     #[test] fn exit_0() { prepare(); std::process::exit(0) }
     #[test] fn exit_0_at_once() { prepare(); unsafe { super::_exit(0) } }
     #[test] fn exit_1() { prepare(); std::process::exit(1) }
@@ -54,6 +56,8 @@ fn check(name: &str, library: &str, isolation: &str) {
         for (test, outcome) in [
             ("pass", "passed"),
             ("fail", "failed"),
+            ("return_error", "failed"),
+            ("panic_missing", "failed"),
             ("exit_0", "crashed"),
             ("exit_0_at_once", "crashed"),
             ("exit_1", "crashed"),

@@ -9,7 +9,7 @@
 //! What it means that a test does not pass in company depends on [`Isolation`]: with `binary` that is its outcome, with
 //! `auto` it runs again, alone, and that is its outcome.
 
-mod log;
+pub(super) mod log;
 mod transcript;
 
 use std::collections::{HashMap, HashSet};

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::batch::log::Entry;
 use crate::framework::{Captured, TestOutcome};
 
 /// The exit code of the standard harness when a test failed, and of a panic that nobody catches.
@@ -38,8 +39,8 @@ impl Reading {
 }
 
 /// Reads the result of a process that was to run the test `name`, of the standard harness or one that imitates it
-/// (`custom`). `None`: the process ended as if all were well, and whether the harness has said so cannot be told from the
-/// output: the test may have ended the process, or closed or redirected its standard output.
+/// (`custom`). `None`: the process ended as the harness ends it, and whether the harness has said so cannot be told from
+/// the output: the test may have ended the process, or closed or redirected its standard output.
 pub(super) fn of_libtest(
     status: ExitStatus,
     name: &str,
@@ -74,6 +75,7 @@ pub(super) fn of_libtest(
         (FAILURE_CODE, None) if panicked(name, stderr) => {
             Reading::new(TestOutcome::Failed, panic_message(name, stderr).unwrap_or_else(|| exit_code(code)))
         }
+        (FAILURE_CODE, None) if !custom && has_preamble(stdout) => return None,
         (_, None) if has_preamble(stdout) => Reading::new(TestOutcome::Crashed, exited_in_the_middle(code)),
         (FAILURE_CODE, None) if refusal(stderr).is_some() => {
             let refusal = refusal(stderr).unwrap_or_default();
@@ -87,20 +89,28 @@ pub(super) fn of_libtest(
     })
 }
 
-/// Reads the result of a process that ended as if all were well, from the harness's log.
-pub(super) fn of_log(log: &str, name: &str) -> Reading {
-    let line = log.lines().find(|line| line.contains(name)).unwrap_or_default();
-    let word = line.split([' ', ':']).next().unwrap_or_default();
-    match word {
-        "ok" => Reading { outcome: TestOutcome::Passed, message: None },
-        "ignored" => {
-            let reason = line.strip_prefix("ignored: ").and_then(|rest| rest.strip_suffix(name)).map(str::trim);
-            Reading::new(TestOutcome::Skipped, reason.unwrap_or("ignored"))
+/// Reads the result of a process whose output leaves it open how the test went, from the entry in the harness's log and the
+/// exit code.
+pub(super) fn of_log(entry: Option<Entry>, name: &str, code: i32, (stdout, stderr): (&str, &str)) -> Reading {
+    let Some(Entry { result, message, .. }) = entry else {
+        return Reading::new(TestOutcome::Crashed, exited_in_the_middle(code));
+    };
+    match result {
+        LineResult::Ok if code == 0 => Reading { outcome: TestOutcome::Passed, message: None },
+        LineResult::Ok => {
+            Reading::new(TestOutcome::Failed, format!("{}, although the test had passed", exit_code(code)))
         }
-        "failed" => {
+        LineResult::Ignored(reason) => {
+            Reading::new(TestOutcome::Skipped, reason.unwrap_or_else(|| "ignored".to_owned()))
+        }
+        LineResult::Failed if code == 0 => {
             Reading::new(TestOutcome::Failed, "the harness said that the test failed, and then exited with code 0")
         }
-        _ => Reading::new(TestOutcome::Crashed, exited_in_the_middle(0)),
+        LineResult::Failed => {
+            let words = message.as_deref().map(should_panic_message);
+            let message = words.or_else(|| failure_message(name, stdout, stderr));
+            Reading::new(TestOutcome::Failed, message.unwrap_or_else(|| exit_code(code)))
+        }
     }
 }
 

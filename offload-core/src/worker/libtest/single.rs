@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::batch::Again;
+use super::batch::log::Log;
 use super::capture::{Capture, Lines, Overlong};
 use super::outcome::{self, LineResult};
 use super::process::{EndedBy, Observer, Stream};
@@ -54,7 +55,7 @@ fn run_once(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool, anno
     match execute(slot, item, unit, no_capture, None, announce) {
         Executed::Ended(result) => Some(*result),
         Executed::GivenBack => None,
-        Executed::Unsaid(_) => execute_with_log(slot, item, unit, no_capture),
+        Executed::Unsaid(..) => execute_with_log(slot, item, unit, no_capture),
     }
 }
 
@@ -68,11 +69,11 @@ enum Executed {
     Ended(Box<TestResult>),
     /// It was ended because the test is not wanted here any more.
     GivenBack,
-    /// It ended as if all were well, but the harness was not heard to say so.
-    Unsaid(Box<TestResult>),
+    /// It exited, with this code, as the harness exits that was not heard to say how the test went.
+    Unsaid(Box<TestResult>, i32),
 }
 
-/// Runs a test again whose process exited with code 0 without a word of the harness. Only a log tells a test that has closed
+/// Runs a test again whose process exited as the harness exits, without a word of it. Only a log tells a test that has closed
 /// or redirected its standard output from one that has left with `std::process::exit`; a log for every test would cost
 /// each of them. `None`: it was given back.
 fn execute_with_log(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bool) -> Option<TestResult> {
@@ -80,24 +81,26 @@ fn execute_with_log(slot: &mut Slot, item: &RunItem, unit: &Unit, no_capture: bo
         Ok(log) => log,
         Err(error) => {
             return Some(TestResult::new(TestOutcome::Error, Duration::ZERO).with_message(format!(
-                "the test's process exited with code 0 without a word of the harness, and no file can be made in the \
-                 directory for temporary files into which the harness could write it: {error}"
+                "the test's process exited without a word of the harness, and no file can be made in the directory for \
+                 temporary files into which the harness could write it: {error}"
             )));
         }
     };
-    match execute(slot, item, unit, no_capture, Some(log.path()), false) {
-        Executed::Ended(result) => Some(*result),
-        Executed::GivenBack => None,
-        Executed::Unsaid(mut result) => {
+    let mut result = match execute(slot, item, unit, no_capture, Some(log.path()), false) {
+        Executed::Ended(result) => result,
+        Executed::GivenBack => return None,
+        Executed::Unsaid(mut result, code) => {
             let text = bounded::read(log.path(), bounded::RESULTS).unwrap_or_default();
-            let reading = outcome::of_log(&String::from_utf8_lossy(&text), &item.name);
+            let entry = Log::default().push(&text, |name| name == item.name).into_iter().next();
+            let reading = outcome::of_log(entry, &item.name, code, (&result.stdout.text, &result.stderr.text));
             (result.outcome, result.message) = (reading.outcome, reading.message);
-            if let Some(own) = result.stderr.text.strip_prefix(LOG_WARNING) {
-                result.stderr.text = own.to_owned();
-            }
-            Some(*result)
+            result
         }
+    };
+    if let Some(own) = result.stderr.text.strip_prefix(LOG_WARNING) {
+        result.stderr.text = own.to_owned();
     }
+    Some(*result)
 }
 
 fn execute(
@@ -159,7 +162,7 @@ fn execute(
     output.flush();
     let (mut stdout, stderr) = (output.stdout.finish(), output.stderr.finish());
 
-    let mut unsaid = false;
+    let mut unsaid = None;
     let mut result = match ended {
         Err(error) => TestResult::new(TestOutcome::Error, began.elapsed())
             .with_message(format!("the test's process could not be watched and was ended: {error}")),
@@ -174,7 +177,7 @@ fn execute(
                         Harness::Opaque => Some(outcome::of_opaque(end.status, &stderr.text)),
                         _ => outcome::of_libtest(end.status, &item.name, (&stdout, &stderr), unit.custom_harness),
                     };
-                    unsaid = reading.is_none();
+                    unsaid = end.status.code().filter(|_| reading.is_none());
                     let (outcome, message) =
                         reading.map_or((TestOutcome::Crashed, None), |reading| (reading.outcome, reading.message));
                     TestResult { message, ..TestResult::new(outcome, duration) }
@@ -190,7 +193,10 @@ fn execute(
         }
         (result.stdout, result.stderr) = (stdout, stderr);
     }
-    if unsaid { Executed::Unsaid(Box::new(result)) } else { Executed::Ended(Box::new(result)) }
+    match unsaid {
+        Some(code) => Executed::Unsaid(Box::new(result), code),
+        None => Executed::Ended(Box::new(result)),
+    }
 }
 
 /// What the process of one test writes.

@@ -40,16 +40,16 @@ impl Pipe {
 
 /// A test that has ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) result: LineResult,
+pub(in crate::worker::libtest) struct Entry {
+    pub(in crate::worker::libtest) name: String,
+    pub(in crate::worker::libtest) result: LineResult,
     /// The harness's words on a test that failed without a panic of its own.
-    pub(super) message: Option<String>,
+    pub(in crate::worker::libtest) message: Option<String>,
 }
 
 /// Reads a log as it comes.
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(in crate::worker::libtest) struct Log {
     /// The lines of an entry that is not complete, and an unfinished line.
     text: Vec<u8>,
     /// Where the unfinished line begins.
@@ -58,7 +58,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Takes bytes; returns the entries that are complete. `is_test` knows the names that there can be.
-    pub(super) fn push(&mut self, bytes: &[u8], is_test: impl Fn(&str) -> bool) -> Vec<Entry> {
+    pub(in crate::worker::libtest) fn push(&mut self, bytes: &[u8], is_test: impl Fn(&str) -> bool) -> Vec<Entry> {
         let mut entries = Vec::new();
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             self.text.extend_from_slice(piece);

@@ -1,5 +1,6 @@
 //! What holds for anything that a test process may write.
 
+use super::super::batch::log::Log;
 use super::super::capture::{Capture, Lines, Overlong};
 use super::*;
 use crate::fuzzing::{pieces, split_first, split_line};
@@ -24,7 +25,7 @@ pub fn libtest_outcome(input: &[u8]) {
     let custom = how & 8 != 0;
     let reading = of_libtest(status, &name, (&stdout, &stderr), custom);
     match &reading {
-        None => assert!(status.success() && !custom, "there must be an outcome"),
+        None => assert!(is_exit_of_harness(status) && !custom, "there must be an outcome"),
         Some(reading) => {
             check_message(reading.message.as_deref());
             if reading.outcome == TestOutcome::Passed {
@@ -34,7 +35,10 @@ pub fn libtest_outcome(input: &[u8]) {
         }
     }
     assert_eq!(of_opaque(status, &stderr.text).outcome == TestOutcome::Passed, status.success());
-    check_message(of_log(&stdout.text, &name).message.as_deref());
+    for code in [0, FAILURE_CODE] {
+        let entry = Log::default().push(stdout.text.as_bytes(), |known| known == name).pop();
+        check_message(of_log(entry, &name, code, (&stdout.text, &stderr.text)).message.as_deref());
+    }
 
     let mut own = stdout.text.clone();
     strip_harness(&mut own, &name);

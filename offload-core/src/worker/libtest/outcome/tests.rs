@@ -1,3 +1,4 @@
+use super::super::batch::log::Log;
 use super::*;
 
 fn read(status: ExitStatus, name: &str, stdout: &str, stderr: &str) -> Reading {
@@ -43,10 +44,21 @@ fn the_standard_harness_has_the_last_word() {
 
 #[test]
 fn a_log_has_the_result() {
-    assert_eq!(of_log("ok a::b\n", "a::b").outcome, TestOutcome::Passed);
-    assert_eq!(of_log("failed a::b\n", "a::b").outcome, TestOutcome::Failed);
-    assert_eq!(of_log("ignored: slow a::b\n", "a::b"), Reading::new(TestOutcome::Skipped, "slow"));
-    assert_eq!(of_log("", "a::b").outcome, TestOutcome::Crashed);
+    let of_log = |log: &str, code| {
+        let entry = Log::default().push(log.as_bytes(), |name| name == "a::b").pop();
+        of_log(entry, "a::b", code, ("", "thread 'a::b' panicked at src/lib.rs:1:1:\nwhy\n"))
+    };
+    assert_eq!(of_log("ok a::b\n", 0).outcome, TestOutcome::Passed);
+    assert_eq!(of_log("ok a::b\n", 101).outcome, TestOutcome::Failed);
+    assert_eq!(of_log("failed a::b\n", 0).outcome, TestOutcome::Failed);
+    assert_eq!(of_log("failed a::b\n", 101), Reading::new(TestOutcome::Failed, "panicked at src/lib.rs:1:1: why"));
+    let unlike =
+        "failed: panic did not contain expected string\n      panic message: \"x\"\n expected substring: \"y\" a::b\n";
+    let message = "panic did not contain expected string: panic message: \"x\", expected substring: \"y\"";
+    assert_eq!(of_log(unlike, 101), Reading::new(TestOutcome::Failed, message));
+    assert_eq!(of_log("ignored: slow a::b\n", 0), Reading::new(TestOutcome::Skipped, "slow"));
+    assert_eq!(of_log("", 0).outcome, TestOutcome::Crashed);
+    assert_eq!(of_log("", 101).outcome, TestOutcome::Crashed);
 }
 
 #[test]
