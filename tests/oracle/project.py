@@ -166,6 +166,8 @@ MARKS = {
     "error": "@pytest.mark.filterwarnings('error')",
     "group": "@pytest.mark.xdist_group('one')",
 }
+# Those of tests that are to fail.
+EXPECTING = {"xfail", "strict", "raises", "not-run"}
 
 
 @dataclass(frozen=True)
@@ -372,6 +374,14 @@ class Project:
     def looks_back(self) -> bool:
         """Whether tests are chosen by what became of them before."""
         return bool(self.options() & {"--lf", "--ff", "--nf", "--sw"})
+
+    def interleaves(self) -> bool:
+        """Whether tests of one file run between those of another: how often scopes end depends on who runs what."""
+        return "shuffle" in self.hooks() or bool(self.options() & {"--ff", "--nf"})
+
+    def expects_failures(self) -> bool:
+        """Whether a mark makes a teardown that fails an expected failure."""
+        return any(EXPECTING & set(test.marks) for test in self.tests())
 
     def wide_teardowns(self) -> bool:
         """Whether how often a teardown fails depends on which worker ran what."""
