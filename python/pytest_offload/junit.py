@@ -30,8 +30,8 @@ def reopened(config: pytest.Config, report: pytest.TestReport) -> Iterator[None]
         yield
         return
     late.record_testreport(report)
-    element = _without_failure(xml.node_reporters_ordered[:before], late)
-    if element is None:
+    element = _last_element(xml.node_reporters_ordered[:before], late)
+    if element is None or (report.failed and element.find("failure") is not None):
         # An error after a failed call has an element of its own, in any pytest.
         xml.node_reporters = {key: value for key, value in xml.node_reporters.items() if value is not late}
         xml.node_reporters_ordered.remove(late)
@@ -42,12 +42,12 @@ def reopened(config: pytest.Config, report: pytest.TestReport) -> Iterator[None]
     xml.node_reporters_ordered.remove(late)
 
 
-def _without_failure(complete: list[Any], late: Any) -> Any:
-    """The last element of that name, unless its call failed. It can have errors, of the setup or that came late."""
+def _last_element(complete: list[Any], late: Any) -> Any:
+    """The last element of that name."""
     names = [late.to_xml().get(name) for name in ("classname", "name")]
     for reporter in reversed(complete):
         # A complete reporter is nothing but its element.
         element = reporter.to_xml()
         if [element.get(name) for name in ("classname", "name")] == names:
-            return element if element.find("failure") is None else None
+            return element
     return None

@@ -224,21 +224,33 @@ def test_2(wide): pass
 """
 
 
-@pytest.mark.parametrize("args", [(), ("-x",), ("--maxfail=3",), ("-o", "junit_family=xunit1")], ids=str)
-def test_what_fails_late_counts(run: Runner, args: tuple[str, ...]) -> None:
-    run.workers = 1
-    run.write(test_a=LATE, test_b=MANY)
+def both_with_elements(run: Runner, *args: str) -> list[tuple[tuple[object, ...], list[str]]]:
+    """What comes of a run of plain pytest and of one of ours, each with the elements of its JUnit file."""
 
     def elements() -> list[str]:
         text = re.sub(r' (time|timestamp|hostname)="[^"]*"', "", (run.path / "out.xml").read_text())
         return sorted(re.split(r"(?=<testcase )|</testsuite>", text))
 
-    seen = []
-    for command in (run.plain, run.offload):
-        outcome = command("--junitxml=out.xml", *args)
-        seen.append((outcome.comparable(), elements()))
-    assert seen[0] == seen[1]
-    assert seen[1][0][0] == 1
+    return [(command("--junitxml=out.xml", *args).comparable(), elements()) for command in (run.plain, run.offload)]
+
+
+@pytest.mark.parametrize("args", [(), ("-x",), ("--maxfail=3",), ("-o", "junit_family=xunit1")], ids=str)
+def test_what_fails_late_counts(run: Runner, args: tuple[str, ...]) -> None:
+    run.workers = 1
+    run.write(test_a=LATE, test_b=MANY)
+    plain, ours = both_with_elements(run, *args)
+    assert plain == ours
+    assert ours[0][0] == 1
+
+
+@pytest.mark.parametrize("mark", ["", "xfail", "xfail(strict=True)"])
+@pytest.mark.parametrize("body", ["pass", "assert 0", "pytest.skip('on purpose')"])
+def test_what_fails_late_is_in_the_element_that_plain_pytest_puts_it_in(run: Runner, mark: str, body: str) -> None:
+    run.workers = 1
+    decorator = f"@pytest.mark.{mark}\n" if mark else ""
+    run.write(test_a=LATE.replace("def test_2(wide): pass", f"{decorator}def test_2(wide): {body}"), test_b=MANY)
+    plain, ours = both_with_elements(run)
+    assert plain == ours
 
 
 @pytest.mark.parametrize("fails", [False, True])
