@@ -98,17 +98,29 @@ def test_fresh_workers_collect_in_the_same_order(run: Runner) -> None:
     assert outcome.counts == {"passed": 41}, outcome.text
 
 
+# The template has collected by then, and goes on as the first worker.
+CANNOT_BEGIN = """
+import os, pytest
+def pytest_collection_finish(session):
+    if getattr(session.config, "workerinput", {}).get("workerid") and os.path.exists("begun"):
+        raise ValueError("not in " + "this process")
+    open("begun", "w").close()
+"""
+
+
 def test_a_worker_that_cannot_begin_says_why(run: Runner) -> None:
-    run.write(
-        conftest="import os, pytest\n"
-        "def pytest_collection_finish(session):\n"
-        "    if getattr(session.config, 'workerinput', {}).get('workerid') and os.path.exists('begun'):\n"
-        "        raise ValueError('not in ' + 'this process')\n"
-        "    open('begun', 'w').close()",
-        test_a=TESTS,
-    )
+    run.write(conftest=CANNOT_BEGIN, test_a=TESTS)
     outcome = run.offload("--offload-start-method=spawn")
-    assert outcome.exit_code == 3
+    # The first one has all tests.
+    assert (outcome.exit_code, outcome.counts) == (0, {"passed": 6}), outcome.text
+    assert "LOST gw1" in outcome.text
+    assert "not in this process" in outcome.text
+
+
+def test_workers_that_cannot_begin_end_the_run(run: Runner) -> None:
+    run.write(conftest=CANNOT_BEGIN, test_a="import os\ndef test_crash(): os._exit(1)\n" + TESTS)
+    outcome = run.offload("--offload-start-method=spawn")
+    assert outcome.exit_code == 3, outcome.text
     assert "not in this process" in outcome.text
 
 
