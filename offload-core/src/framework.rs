@@ -322,6 +322,8 @@ pub struct Sandboxes {
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub number: u32,
+    /// What is there of that number is of no use any more.
+    pub again: bool,
     /// Hears when it is ready, or why there will be none.
     pub reply: oneshot::Sender<Result<(), String>>,
 }
@@ -342,7 +344,7 @@ impl Sandboxes {
     pub(crate) fn want(&self, number: u32) {
         let (reply, _) = oneshot::channel();
         // If nobody takes wishes any more the run has ended.
-        let _ = self.wishes.send(Wanted { number, reply });
+        let _ = self.wishes.send(Wanted { number, again: false, reply });
     }
 
     /// Has the sandbox with this number created, and what executes tests started in it, and waits until it is ready.
@@ -351,9 +353,23 @@ impl Sandboxes {
     ///
     /// Why there will be none.
     pub(crate) async fn ready(&self, number: u32) -> Result<(), String> {
+        self.wait_for(number, false).await
+    }
+
+    /// The same of another sandbox with this number, in the place of one that is lost, which is destroyed first: there may
+    /// not be room for both.
+    ///
+    /// # Errors
+    ///
+    /// Why there will be none.
+    pub(crate) async fn replaced(&self, number: u32) -> Result<(), String> {
+        self.wait_for(number, true).await
+    }
+
+    async fn wait_for(&self, number: u32, again: bool) -> Result<(), String> {
         let gone = || "the run was ended".to_owned();
         let (reply, ready) = oneshot::channel();
-        self.wishes.send(Wanted { number, reply }).map_err(|_| gone())?;
+        self.wishes.send(Wanted { number, again, reply }).map_err(|_| gone())?;
         ready.await.map_err(|_| gone())?
     }
 }

@@ -188,6 +188,36 @@ def test_waits():
     wait_until("nothing is left", lambda: hosts.sshd.runs() == [])
 
 
+# Ends the relay, a parent of this process's at some distance, once, on the host.
+LOSE = """
+import os, signal, time
+def lose(distance):
+    try: open({mark!r}, "x").close()
+    except FileExistsError: return
+    pid = os.getpid()
+    for _ in range(distance):
+        with open(f"/proc/{{pid}}/stat") as stat: pid = int(stat.read().rpartition(")")[2].split()[1])
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(120)
+"""
+TEMPLATE = "def pytest_configure(config):\n    if hasattr(config, 'workerinput'): lose(1)\n"
+
+
+@pytest.mark.parametrize("of", ["template", "worker"])
+def test_the_only_sandbox_is_lost_while_it_collects(hosts: Hosts, tmp_path: Path, of: str) -> None:
+    hosts.run.workers = 1
+    hosts.configure(1)
+    lose = LOSE.format(mark=str(tmp_path / "mark"))
+    hosts.run.write(
+        conftest=lose + (TEMPLATE if of == "template" else ""),
+        test_a=("import conftest\nconftest.lose(2)\n" if of == "worker" else "") + "def test_a(): pass",
+        test_b="def test_b(): pass",
+    )
+    outcome = hosts.offload("--offload-collect=parallel")
+    assert (outcome.exit_code, outcome.counts) == (0, {"passed": 2}), outcome.text
+    assert (tmp_path / "mark").exists()
+
+
 def test_a_relay_that_stands_still_costs_no_test(hosts: Hosts, tmp_path: Path) -> None:
     stopped = tmp_path / "stopped"
     hosts.run.write(

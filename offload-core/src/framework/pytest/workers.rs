@@ -77,11 +77,14 @@ impl PytestWorkers {
     async fn collect_in(&self, sandboxes: Sandboxes, sink: &DiscoverySink) -> FrameworkResult<Vec<TestRecord>> {
         self.host.report_to(sink.clone());
         // All at once, where they will be needed: the others do what the first does while it does it.
-        (0..self.likely(&sandboxes)).for_each(|number| sandboxes.want(number));
+        let likely = self.likely(&sandboxes);
+        (0..likely).for_each(|number| sandboxes.want(number));
         let mut last = String::new();
-        for number in 0..FIRST_ATTEMPTS {
+        for attempt in 0..FIRST_ATTEMPTS {
+            let number = attempt % likely;
             self.host.lead(number);
-            if let Err(reason) = sandboxes.ready(number).await {
+            let ready = if attempt < likely { sandboxes.ready(number).await } else { sandboxes.replaced(number).await };
+            if let Err(reason) = ready {
                 last = reason;
                 continue;
             }

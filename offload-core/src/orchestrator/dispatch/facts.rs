@@ -133,7 +133,9 @@ impl Dispatcher<'_> {
                     let id = self.places.get(&index).map_or_else(String::new, |place| place.id.to_string());
                     self.emit(RunEvent::Warning { text: format!("The sandbox `{id}` may be left behind: {error}") });
                 }
-                self.places.remove(&index);
+                if !self.on_gone(index) {
+                    self.places.remove(&index);
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 //! then they are destroyed at the end.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -12,7 +13,7 @@ use super::{Created, Dispatcher, Fact};
 use crate::framework::Wanted;
 use crate::orchestrator::runner::close;
 use crate::orchestrator::scheduler::SandboxIndex;
-use crate::provider::{ProviderError, ProviderResult};
+use crate::provider::{ProviderError, ProviderResult, Sandbox};
 
 pub(super) struct Reserve {
     pub(super) wanted: mpsc::UnboundedReceiver<Wanted>,
@@ -31,6 +32,8 @@ enum State {
         asked: bool,
     },
     Coming,
+    /// A lost one is being destroyed, and another one comes after it.
+    Going,
     There(ProviderResult<Created>, Duration),
 }
 
@@ -43,16 +46,55 @@ impl Reserve {
 impl Dispatcher<'_> {
     pub(super) fn on_wanted(&mut self, wanted: Wanted) {
         let index = SandboxIndex(wanted.number);
+        if wanted.again {
+            self.discard(index);
+        }
         let reserved = self.reserve.sandboxes.entry(index);
         let reserved =
             reserved.or_insert_with(|| Reserved { state: State::Waiting { asked: false }, replies: Vec::new() });
         match &reserved.state {
-            State::Waiting { .. } | State::Coming => reserved.replies.push(wanted.reply),
+            State::Waiting { .. } | State::Coming | State::Going => reserved.replies.push(wanted.reply),
             State::There(created, _) => reply([wanted.reply], created),
         }
         if self.may_create() {
             self.create_reserve();
         }
+    }
+
+    /// Destroys a sandbox of which discovery has found that it is lost. Another one takes its number.
+    fn discard(&mut self, index: SandboxIndex) {
+        let Some(reserved) = self.reserve.sandboxes.get_mut(&index) else { return };
+        if !matches!(reserved.state, State::There(..)) {
+            return;
+        }
+        match std::mem::replace(&mut reserved.state, State::Going) {
+            State::There(Ok((sandbox, _)), _) => self.destroy_reserved(index, sandbox),
+            _ => {
+                self.on_gone(index);
+            }
+        }
+    }
+
+    /// A sandbox has been destroyed. Returns whether another one takes its number.
+    pub(super) fn on_gone(&mut self, index: SandboxIndex) -> bool {
+        let Some(reserved) = self.reserve.sandboxes.get_mut(&index) else { return false };
+        if !matches!(reserved.state, State::Going) {
+            return false;
+        }
+        reserved.state = State::Waiting { asked: true };
+        if self.may_create() {
+            self.create_reserve();
+        }
+        true
+    }
+
+    fn destroy_reserved(&mut self, index: SandboxIndex, sandbox: Arc<dyn Sandbox>) {
+        self.terminating += 1;
+        let (facts, execution) = (self.facts.clone(), self.context.execution.clone());
+        tokio::spawn(async move {
+            let result = close(index, sandbox.as_ref(), &execution).await;
+            let _ = facts.send(Fact::Terminated(index, result));
+        });
     }
 
     /// Creates those that could not be created when they were asked for.
@@ -120,12 +162,7 @@ impl Dispatcher<'_> {
     pub(super) fn empty_reserve(&mut self) {
         for (index, reserved) in std::mem::take(&mut self.reserve.sandboxes) {
             if let State::There(Ok((sandbox, _)), _) = reserved.state {
-                self.terminating += 1;
-                let (facts, execution) = (self.facts.clone(), self.context.execution.clone());
-                tokio::spawn(async move {
-                    let result = close(index, sandbox.as_ref(), &execution).await;
-                    let _ = facts.send(Fact::Terminated(index, result));
-                });
+                self.destroy_reserved(index, sandbox);
             }
         }
     }

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -152,8 +151,6 @@ impl<'a> Collection<'a> {
         let units: Arc<[UnitLine]> = units.into();
         let (tell, mut told) = mpsc::unbounded_channel();
         let done = watch::Sender::new(false);
-        // As many as there are sandboxes.
-        let next_slot = Arc::new(AtomicU32::new(collectors.first + workers as u32));
         let mut tasks = JoinSet::new();
         for share in 0..workers {
             let collector = Collector {
@@ -162,9 +159,9 @@ impl<'a> Collection<'a> {
                 shares: Arc::clone(&shares),
                 share,
                 slot: collectors.first + share as u32,
-                next_slot: Arc::clone(&next_slot),
                 sandboxes: collectors.sandboxes.clone(),
                 is_ready: share == 0 || collectors.sandboxes.is_none(),
+                is_lost: false,
                 done: done.subscribe(),
                 tell: tell.clone(),
                 pending: VecDeque::new(),
@@ -336,12 +333,12 @@ struct Collector {
     share: usize,
     /// The number of the sandbox that gets the worker.
     slot: u32,
-    /// The number of the next sandbox that takes the place of a broken one.
-    next_slot: Arc<AtomicU32>,
     /// What makes sandboxes, where they are somewhere else.
     sandboxes: Option<Sandboxes>,
     /// Whether workers can be forked for the sandbox.
     is_ready: bool,
+    /// Whether it broke, so that another one has to take its place.
+    is_lost: bool,
     /// All has been collected.
     done: watch::Receiver<bool>,
     tell: mpsc::UnboundedSender<Found>,
@@ -397,7 +394,7 @@ impl Collector {
             tracing::warn!(reason = lost, "a sandbox broke while it collected; another one takes its place");
             self.requests = 0;
             self.is_ready = false;
-            self.slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+            self.is_lost = true;
         }
     }
 
@@ -408,8 +405,11 @@ impl Collector {
                 // The sender waits for this task.
                 let _ = self.done.wait_for(|done| *done).await;
             };
+            let ready = async {
+                if self.is_lost { sandboxes.replaced(self.slot).await } else { sandboxes.ready(self.slot).await }
+            };
             tokio::select! {
-                ready = sandboxes.ready(self.slot) => ready?,
+                ready = ready => ready?,
                 () = done => return Ok(false),
             }
         }
