@@ -19,6 +19,9 @@ fn is_alone() -> bool {
     writeln!(log, "{} {}", std::thread::current().name().unwrap(), std::process::id()).unwrap();
     BEFORE.fetch_add(1, SeqCst) == 0
 }
+fn is_first_time() -> bool { std::fs::File::create_new(std::env::var("RAN").unwrap() + ".first").is_ok() }
+#[test] fn a_fails_once() { is_alone(); println!("said before"); assert!(!is_first_time(), "not yet") }
+#[test] fn a_aborts_once() { is_alone(); println!("said before"); if is_first_time() { std::process::abort() } }
 #[test] fn a_passes() { is_alone(); }
 #[test] fn b_fails() { assert!(is_alone(), "somebody was here"); }
 #[test] fn b_fails_always() { is_alone(); println!("said before"); panic!("as ever") }
@@ -111,6 +114,25 @@ fn what_fails_in_company_and_alone_has_failed_once() {
         assert!(!result.shared_process, "{result:?}");
         assert_eq!(processes[name].len(), times, "{processes:?}");
         assert_eq!(results["c_passes"].outcome, TestOutcome::Passed);
+    }
+}
+
+/// Nothing that it could share state with has run before it, so that a test that passes the second time is flaky.
+#[test]
+fn the_first_of_a_process_has_failed_alone() {
+    for others in [&[][..], &["c_passes", "d_passes"]] {
+        let names = |name| [&[name][..], others].concat();
+        let (results, processes) = run(&items(&names("a_fails_once")), Isolation::Auto);
+        let result = &results["a_fails_once"];
+        assert_eq!((result.outcome, &result.shares_state), (TestOutcome::Failed, &None), "{result:?}");
+        assert!(result.message.as_ref().unwrap().contains("not yet") && result.stdout.text.contains("said before"));
+        assert_eq!(processes["a_fails_once"].len(), 1, "{processes:?}");
+
+        let (results, _) = run(&items(&names("a_aborts_once")), Isolation::Auto);
+        let result = &results["a_aborts_once"];
+        assert_eq!((result.outcome, &result.shares_state), (TestOutcome::Crashed, &None), "{result:?}");
+        assert!(result.message.as_ref().unwrap().starts_with("killed by signal 6"), "{result:?}");
+        assert!(others.iter().all(|other| results[*other].outcome == TestOutcome::Passed), "{results:?}");
     }
 }
 

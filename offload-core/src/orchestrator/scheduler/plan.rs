@@ -16,6 +16,9 @@ use super::{Action, Assignment, Feed, SandboxIndex, Scheduler, TestIndex};
 /// However short it was expected to be, a test that runs for less than this is not duplicated.
 const HEDGE_FLOOR: Nanos = 1_000_000_000;
 
+/// A process that tests share is to have this much to do, if there is as much.
+const WORTH_A_BATCH: Nanos = 10_000_000;
+
 /// The most tests in a batch of which nobody knows how long they take.
 const UNKNOWN_BATCH: usize = 32;
 
@@ -224,7 +227,10 @@ impl Scheduler {
 
     fn feed_batch(&mut self, number: u32, max: usize, one_suite: bool, longest: Option<Duration>) -> Vec<Assignment> {
         let mut assigned = Vec::new();
-        let budget = (self.rest() / BATCH_PART).min(longest.map_or(Nanos::MAX, expectation));
+        let mut budget = self.rest() / BATCH_PART;
+        if let Some(longest) = longest {
+            budget = budget.clamp(WORTH_A_BATCH, expectation(longest).max(WORTH_A_BATCH));
+        }
         let mut unknown = 0;
         let mut used: Nanos = 0;
         if self.sandboxes.get(number).is_none_or(|sandbox| !sandbox.is_empty()) {

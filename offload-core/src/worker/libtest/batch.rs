@@ -491,9 +491,10 @@ impl Follower<'_> {
         (useful, again)
     }
 
+    /// Settles a test that has failed. The first one of a process has failed alone.
     fn finish_failure(&mut self, failure: Failure) -> Option<Again> {
         let Failure { item, duration, message, place, company } = failure;
-        if self.slot.isolation == Isolation::Auto {
+        if self.slot.isolation == Isolation::Auto && !company.is_empty() {
             return Some(Again { item, verdict: None, company: Some(company) });
         }
         let mut result = TestResult::new(TestOutcome::Failed, duration);
@@ -553,7 +554,9 @@ impl Follower<'_> {
         fault: Option<Fault>,
         is_leaky: bool,
     ) -> Option<Again> {
-        let runs_again = self.slot.isolation == Isolation::Auto;
+        let was_alone = self.asked_for == 1;
+        let runs_again = self.slot.isolation == Isolation::Auto && !was_alone;
+        result.leaky = was_alone && is_leaky;
         match fault {
             // Unless it is one of those that have their results that the process has come to grief over.
             Some(_) if runs_again && !self.released => {
@@ -590,8 +593,9 @@ impl Follower<'_> {
         let place = self.running.unwrap_or(first);
         self.start(place);
         let item = self.pending.take(place)?;
-        if self.slot.isolation == Isolation::Auto {
-            let company = self.companions(None);
+        let company = self.companions(None);
+        let runs_again = self.slot.isolation == Isolation::Auto;
+        if runs_again && (lacks_tests || !company.is_empty()) {
             return Some(Again { item, verdict: None, company: Some(company) });
         }
         let strays = self.strays.remove(&place);
@@ -610,6 +614,10 @@ impl Follower<'_> {
         let at = ended.as_ref().map_or_else(|_| Instant::now(), |end| end.at);
         let mut result = TestResult::new(outcome, at.saturating_duration_since(self.since)).with_message(message);
         (result.stdout, result.stderr) = (stdout, stderr);
+        if runs_again {
+            // It was alone so far, so that this counts, but what it had written is lost with the harness.
+            return Some(Again { item, verdict: Some(result), company: Some(company) });
+        }
         self.finish_test(item.key, result);
         None
     }

@@ -91,15 +91,13 @@ impl Slot {
                 Harness::Libtest | Harness::Opaque => Together::One,
             };
             let Some(work) = self.mailbox.take(together) else { continue };
-            let is_shared =
-                work.together != Together::One && (work.items.len() > 1 || work.isolation == Isolation::Binary);
             match (work.unit.clone(), &work.items[..]) {
                 (Err(unit), items) => self.refuse(unit, items),
                 (Ok(unit), _) if unit.harness == Harness::Doctest => {
                     self.release();
                     doctest::run(&mut self, work.items, &unit, work.no_capture);
                 }
-                (Ok(unit), [item]) if !is_shared => {
+                (Ok(unit), [item]) if work.together == Together::One => {
                     single::run(&mut self, item, &unit, work.no_capture);
                 }
                 (Ok(unit), _) => {
