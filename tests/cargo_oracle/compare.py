@@ -343,10 +343,12 @@ def of_text(case: Case, is_shared: bool) -> list[str]:
 def beside_process(scenario: Scenario, ours: Run, other: Run) -> list[str]:
     """Whether the outcomes are those of a run with a process per test, as far as they do not depend on chance."""
     outcomes, expected = ({log_name(case.name): case.outcome for case in cases_of(run)} for run in (ours, other))
+    # As does whether a process comes to its end.
+    chance = NEEDS + LATE + (AT_EXIT if scenario.has(ENDINGS) else [])
     by_chance = [
         behavior.name
         for behavior in scenario.behaviors
-        if any(step in NEEDS + LATE or step.startswith("flaky") for step in behavior.steps)
+        if any(step in chance or step.startswith("flaky") for step in behavior.steps)
     ]
     return [
         f"{name}: {outcomes.get(name)}, and {expected.get(name)} with a process per test"
