@@ -1,7 +1,8 @@
 """Measures Offload side by side with the tools that people use instead, and prints tables of ratios.
 
 Suites are generated below target/bench; what is measured against, all of it published, is installed there when it is
-not on the path. How is in `contest`; what is in `cargo_suites`, `pytest_suites`, `docker_suites` and `ssh_suites`.
+not on the path. How is in `contest`; what is in `cargo_suites`, `real_crates`, `pytest_suites`, `docker_suites` and
+`ssh_suites`.
 
     python3 bench/bench.py [--runs N] [--only NAME …]
 """
@@ -14,12 +15,14 @@ import sys
 import cargo_suites
 import docker_suites
 import pytest_suites
+import real_crates
 import ssh_suites
 from contest import SLOTS, WORK, processor, tool_version
 
 COMPARISONS = {
     "process": cargo_suites.compare_process,
-    "binary": cargo_suites.compare_binary,
+    "shared": cargo_suites.compare_shared,
+    "real-crates": real_crates.compare_real,
     "overlap": cargo_suites.compare_overlap,
     "fixed": cargo_suites.compare_fixed,
     "scheduler": cargo_suites.simulate_scheduler,

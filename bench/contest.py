@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import resource
 import shutil
 import statistics
 import subprocess
@@ -29,10 +30,11 @@ class Contender:
         self.cwd = cwd
         self.env = {**os.environ, **(env or {})}
         self.times: list[float] = []
+        self.cpu_times: list[float] = []
 
     def run(self, counted: bool) -> None:
         """Runs it once; a command that does not succeed measures nothing."""
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), cpu_of_children()
         process = subprocess.run(
             self.command, cwd=self.cwd, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
@@ -42,11 +44,23 @@ class Contender:
             raise SystemExit(f"error: `{' '.join(self.command)}` in {self.cwd} exited with {process.returncode}")
         if counted:
             self.times.append(elapsed)
+            self.cpu_times.append(cpu_of_children() - cpu)
 
     @property
     def median(self) -> float:
         """Of the counted runs, in seconds."""
         return statistics.median(self.times)
+
+    @property
+    def cpu(self) -> float:
+        """What it and its children took of the processors, likewise."""
+        return statistics.median(self.cpu_times)
+
+
+def cpu_of_children() -> float:
+    """What all children so far have taken of the processors, in seconds."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def take_turns(contenders: list[Contender], runs: int, before=None, warmup: int = 1) -> None:
