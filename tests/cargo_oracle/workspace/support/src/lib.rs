@@ -196,6 +196,7 @@ fn end_process(step: &str, value: &str) {
             let _bomb = Bomb;
             panic!("first");
         }
+        "hang" if is_plain() => panic!("it would not end"),
         "hang" => {
             if value == "stubborn" {
                 // SAFETY: 1 is the handler that ignores it.
