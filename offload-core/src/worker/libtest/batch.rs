@@ -10,13 +10,15 @@
 //! `auto` it runs again, alone, and that is its outcome.
 
 pub(super) mod log;
+mod pending;
 mod transcript;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
 use self::log::{Entry, Log, Pipe};
+use self::pending::Pending;
 use self::transcript::{Stray, Transcript};
 use super::capture::Capture;
 use super::mailbox::Work;
@@ -124,68 +126,6 @@ fn without_ours(args: &[String]) -> Vec<String> {
         }
     }
     kept
-}
-
-/// The tests that have no result yet.
-struct Pending {
-    /// In the order of the queue.
-    items: Vec<Option<RunItem>>,
-    /// Of which it was said that they have started.
-    started: Vec<bool>,
-    by_name: HashMap<String, usize>,
-    left: usize,
-}
-
-impl Pending {
-    /// The tests, and those among them whose name came before.
-    fn new(items: Vec<RunItem>) -> (Self, Vec<RunItem>) {
-        let (mut kept, mut by_name, mut twice) = (Vec::with_capacity(items.len()), HashMap::new(), Vec::new());
-        for item in items {
-            if by_name.contains_key(&item.name) {
-                twice.push(item);
-            } else {
-                by_name.insert(item.name.clone(), kept.len());
-                kept.push(Some(item));
-            }
-        }
-        let left = kept.len();
-        (Self { started: vec![false; left], items: kept, by_name, left }, twice)
-    }
-
-    fn is_test(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
-    }
-
-    /// The place of a test that has no result yet.
-    fn place(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).copied().filter(|&place| self.items[place].is_some())
-    }
-
-    fn take(&mut self, place: usize) -> Option<RunItem> {
-        let item = self.items[place].take()?;
-        self.left -= 1;
-        Some(item)
-    }
-
-    /// The tests without a result of which it was said that they have started.
-    fn announced(&self) -> impl Iterator<Item = TestKey> {
-        self.items
-            .iter()
-            .zip(&self.started)
-            .filter_map(|(item, started)| item.as_ref().filter(|_| *started))
-            .map(|item| item.key)
-    }
-
-    /// It was said of these before that they have started.
-    fn forget_announced(&mut self, announced: &mut HashSet<TestKey>) {
-        for (item, started) in self.items.iter().zip(&mut self.started) {
-            *started = item.as_ref().is_some_and(|item| announced.remove(&item.key));
-        }
-    }
-
-    fn rest(&mut self) -> Vec<RunItem> {
-        self.items.drain(..).flatten().collect()
-    }
 }
 
 /// A test that is to run alone after the process of its batch has ended.
