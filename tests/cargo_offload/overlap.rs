@@ -139,6 +139,27 @@ fn tests_never_meet_outputs_of_an_earlier_build() {
     }
 }
 
+/// What no longer compiles is there as an earlier build has made it. `cargo test` runs nothing then; here unit tests run.
+#[test]
+fn no_test_passes_with_a_program_that_no_longer_compiles() {
+    let dir = tempfile::tempdir().unwrap();
+    let workspace = users_of_outputs(dir.path());
+    say(dir.path(), "good");
+    workspace.offload([""; 0]).exits(0).says("4 passed");
+    for broken in ["app/src/main.rs", "app/examples/demo.rs", "other/src/main.rs"] {
+        let path = dir.path().join(broken);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, "fn main() { it_does_not }").unwrap();
+        make_newer(&path);
+        let run = workspace.offload([""; 0]).exits(3).never_says("passed");
+        // Where Cargo does not call the test fresh, it does not build it.
+        assert!(run.text().contains("did not compile") || !run.text().contains("4 tests of app::it"), "{}", run.text());
+        std::fs::write(&path, text).unwrap();
+        make_newer(&path);
+        workspace.offload([""; 0]).exits(0).says("4 passed");
+    }
+}
+
 /// A unit test runs at once. What it met was old, so that nothing that it said counts, a pass neither.
 /// `tests` selects the tests; each opens one of the outputs.
 fn unit_tests_of_unfinished_outputs(config: &str, tests: &[&str]) {

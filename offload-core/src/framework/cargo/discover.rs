@@ -4,6 +4,8 @@
 //! command stops at the first error, and only `cargo build` has `--keep-going`; so after a failed build a second pass
 //! builds whatever can still be built, and what it says again is not shown again.
 
+mod held;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,6 +16,7 @@ use cargo_metadata::{Artifact, Message, Metadata, Package, PackageId, Target, Ta
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use self::held::{Held, LeftOut};
 use super::cache::Cache;
 use super::config::load_config;
 use super::diagnostics::{Shown, cargo_failed};
@@ -101,15 +104,19 @@ pub(super) async fn discover(
         }))),
         building: true,
         held: Vec::new(),
+        left_out: LeftOut::default(),
         needed: BTreeSet::new(),
         ungrouped: 0,
         doctests: Vec::new(),
     };
     let success = discovery.build(build, &guard).await;
-    gate.outputs.finish_all();
+    let left_out = gate.outputs.finish_all();
     let success = success?;
     drop(guard);
     discovery.building = false;
+    if !success {
+        discovery.left_out.outputs = left_out;
+    }
     note_built(discovery.built());
     sink.send(Discovered::BuildFinished { success, duration: started.elapsed() });
     discovery.release();
@@ -118,6 +125,7 @@ pub(super) async fn discover(
     }
     discovery.finish_listings().await;
     discovery.announce_doctests();
+    discovery.tell_what_is_left_out();
     discovery.cache.save();
     if discovery.ungrouped > 0 {
         let (tests, are) = if discovery.ungrouped == 1 { ("test", "is") } else { ("tests", "are") };
@@ -298,7 +306,8 @@ struct Discovery<'a> {
     permits: Arc<Semaphore>,
     building: bool,
     /// Tests that wait for what they may use to be built.
-    held: Vec<TestRecord>,
+    held: Vec<Held>,
+    left_out: LeftOut,
     /// What was built and may be needed while tests run.
     needed: BTreeSet<PathBuf>,
     ungrouped: usize,
@@ -549,28 +558,23 @@ impl Discovery<'_> {
             }
         };
         let mut tests = self.records(&package, target.as_ref(), unit, tests);
+        let uses_programs = |target: &Target| target.is_test() || target.is_bench() || target.is_example();
+        let uses_programs = target.as_ref().is_some_and(uses_programs);
         if self.building && self.options.wait_for_build {
-            self.held.append(&mut tests);
+            self.hold(&package, uses_programs, &mut tests);
         } else if self.building && !self.outputs.are_final() {
-            let uses_programs = |target: &Target| target.is_test() || target.is_bench() || target.is_example();
             // With `build.build-dir` set, intermediate files have a directory of their own.
             let target_directory = &self.metadata.target_directory;
             let build_directory = self.metadata.build_directory.as_ref().filter(|dir| *dir != target_directory);
             let directories: Vec<&Path> =
                 [Some(target_directory), build_directory].into_iter().flatten().map(|dir| dir.as_std_path()).collect();
-            if target.as_ref().is_some_and(uses_programs) || !self.outputs.watch(&directories) {
-                self.held.append(&mut tests);
+            if uses_programs || !self.outputs.watch(&directories) {
+                self.hold(&package, uses_programs, &mut tests);
             }
             tests.iter_mut().for_each(|test| test.provisional = true);
+        } else if uses_programs {
+            self.leave_out(&package.id, &mut tests);
         }
-        if !tests.is_empty() {
-            self.sink.send(Discovered::Tests(tests));
-        }
-    }
-
-    /// What tests may use is there: those that waited for it can run.
-    fn release(&mut self) {
-        let tests = std::mem::take(&mut self.held);
         if !tests.is_empty() {
             self.sink.send(Discovered::Tests(tests));
         }

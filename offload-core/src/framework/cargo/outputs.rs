@@ -46,8 +46,13 @@ impl Output {
         Some(Self { package: package.clone(), kind, target: target.name.clone() })
     }
 
+    /// Whether tests of this package can be expected to look at it. Examples are mostly looked at by those of their own.
+    pub(super) fn matters_to(&self, package: &PackageId) -> bool {
+        self.kind != Kind::Example || self.package == *package
+    }
+
     /// Its name in the target directory.
-    fn file_name(&self) -> String {
+    pub(super) fn file_name(&self) -> String {
         use std::env::consts::{DLL_PREFIX, DLL_SUFFIX, EXE_SUFFIX};
         match self.kind {
             Kind::Program | Kind::Example => format!("{}{EXE_SUFFIX}", self.target),
@@ -88,12 +93,12 @@ impl Outputs {
         }
     }
 
-    /// The build is over, whatever it has left out.
-    pub(super) fn finish_all(&self) {
+    /// The build is over. Returns what it has left out: of these there is what an earlier build has made, or nothing.
+    pub(super) fn finish_all(&self) -> HashSet<Output> {
         let mut state = self.lock();
         state.look();
-        state.unfinished.clear();
         state.watch = None;
+        std::mem::take(&mut state.unfinished)
     }
 
     /// Has the kernel tell who opens a file in these target and build directories from now on. Returns whether it will.
