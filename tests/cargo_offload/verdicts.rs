@@ -68,7 +68,7 @@ fn check(name: &str, library: &str, isolation: &str) {
             expected.insert(format!("{stream}::{test}"), outcome.to_owned());
         }
     }
-    assert_eq!(outcomes, expected);
+    assert_eq!(outcomes, expected, "{isolation}");
 }
 
 #[test]

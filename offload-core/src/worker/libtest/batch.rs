@@ -89,15 +89,14 @@ pub(super) fn run(slot: &mut Slot, work: Work, unit: &Unit) -> bool {
     let is_paused = slot.is_paused();
     let ended = process.watch(slot.limits(), &is_paused, &slot.mailbox, &mut follower, &mut slot.buffer);
     drop(pipe);
-    let (useful, again) = follower.finish(ended);
+    let Settled { useful, again, mut failed } = follower.finish(ended);
     slot.announced.extend(pending.announced());
     put_back(slot, pending.rest());
     let mut again = again.into_iter();
-    for one in again.by_ref() {
-        let failed = single::run_after_batch(slot, one, unit, no_capture);
-        if failed && yields_on_failure {
-            break;
-        }
+    while !(failed && yields_on_failure)
+        && let Some(one) = again.next()
+    {
+        failed |= single::run_after_batch(slot, one, unit, no_capture);
     }
     put_back(slot, again.map(|one| one.item).collect());
     useful
@@ -135,6 +134,16 @@ pub(super) struct Again {
     pub(super) verdict: Option<TestResult>,
     /// What had run before it in the process in which it did not pass. `None`: it did, and what it leaves behind is wanted.
     pub(super) company: Option<Vec<String>>,
+}
+
+/// What is known when a process has ended.
+struct Settled {
+    /// The batch has led to anything.
+    useful: bool,
+    /// The tests that are to run again, alone.
+    again: Vec<Again>,
+    /// A test has its outcome, and that is a failure.
+    failed: bool,
 }
 
 /// How the process is to be understood.
@@ -386,9 +395,8 @@ impl Follower<'_> {
         (self.emit)(self.mailbox.finish(key, result));
     }
 
-    /// Settles what can be settled when the process has ended. Returns whether the batch has led to anything, and the tests
-    /// that are to run again, alone.
-    fn finish(mut self, ended: io::Result<End>) -> (bool, Vec<Again>) {
+    /// Settles what can be settled when the process has ended.
+    fn finish(mut self, ended: io::Result<End>) -> Settled {
         self.read(&[], true);
         if let Some(begin) = self.warning.take() {
             self.stray(self.running, Stream::Stderr, &begin);
@@ -414,8 +422,11 @@ impl Follower<'_> {
             again.extend(suspects.into_iter().map(|(item, _)| Again { item, verdict: None, company: None }));
         }
         self.release();
+        let mut failed = false;
         for failure in std::mem::take(&mut self.failures) {
-            again.extend(self.finish_failure(failure));
+            let one = self.finish_failure(failure);
+            failed |= one.is_none();
+            again.extend(one);
         }
         if let Some((item, result)) = self.last.take() {
             again.extend(self.finish_last(item, result, fault, is_leaky));
@@ -428,7 +439,7 @@ impl Follower<'_> {
                 (self.emit)(self.mailbox.give_back(item.key));
             }
         }
-        (useful, again)
+        Settled { useful, again, failed }
     }
 
     /// Settles a test that has failed. The first one of a process has failed alone.
