@@ -68,7 +68,12 @@ fn check(name: &str, library: &str, isolation: &str) {
             expected.insert(format!("{stream}::{test}"), outcome.to_owned());
         }
     }
-    assert_eq!(outcomes, expected, "{isolation}");
+    for (name, outcome) in &expected {
+        let events =
+            run.stdout.lines().filter(|line| line.contains("test_finished") && line.contains(&format!("\"{name}\"")));
+        assert_eq!(outcomes.get(name), Some(outcome), "{name}, {isolation}: {}", events.collect::<String>());
+    }
+    assert_eq!(outcomes.len(), expected.len(), "{isolation}");
 }
 
 #[test]
