@@ -31,11 +31,17 @@ def reopened(config: pytest.Config, report: pytest.TestReport) -> Iterator[None]
         return
     late.record_testreport(report)
     element = _last_element(xml.node_reporters_ordered[:before], late)
-    if element is None or (report.failed and element.find("failure") is not None):
-        # An error after a failed call has an element of its own, in any pytest.
+    if element is None:
         xml.node_reporters = {key: value for key, value in xml.node_reporters.items() if value is not late}
         xml.node_reporters_ordered.remove(late)
         yield
+        return
+    if report.failed and element.find("failure") is not None:
+        # An error after a failed call has an element of its own, and how many tests that is depends on the pytest. It
+        # opens and counts it where it finds the failed call open, of which this takes the place.
+        xml.open_reports.append(report)
+        yield
+        xml.node_reporters_ordered.remove(late)
         return
     yield
     element.extend(child for child in late.to_xml() if child.tag != "properties")
