@@ -46,7 +46,8 @@ fn choose(first: &Path) -> Option<PathBuf> {
 
 /// Whether files can be made there that hold something.
 fn can_write(directory: &Path) -> io::Result<()> {
-    tempfile::Builder::new().prefix("offload-").tempfile_in(directory)?.write_all(b"blat")
+    // Without a name, where the system can: nothing of it stays if this process is killed now.
+    tempfile::tempfile_in(directory)?.write_all(b"blat")
 }
 
 #[cfg(test)]
