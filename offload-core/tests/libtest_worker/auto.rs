@@ -34,6 +34,9 @@ fn is_first_time() -> bool { std::fs::File::create_new(std::env::var("RAN").unwr
 #[test] fn c_fails_always() { is_alone(); panic!("as ever") }
 #[test] fn c_passes() { is_alone(); }
 #[test] fn d_passes() { is_alone(); }
+#[test] fn x_shuts_stdout() { is_alone(); extern "C" { fn close(fd: i32) -> i32; } unsafe { close(1); } }
+#[test] fn y_exits_1() { is_alone(); std::process::exit(1) }
+#[test] fn z_passes() { is_alone(); }
 #[test] fn d_takes_a_while() { is_alone(); std::thread::sleep(std::time::Duration::from_millis(300)); }
 extern "C" {
     fn atexit(function: extern "C" fn()) -> i32;
@@ -144,6 +147,15 @@ fn who_is_to_be_alone_is_alone() {
     assert!(results.values().all(|result| result.outcome == TestOutcome::Passed && result.shares_state.is_none()));
     assert!(processes.values().all(|ran| ran.len() == 1), "{processes:?}");
     assert!(processes.iter().all(|(name, ran)| name == "b_fails" || *ran != processes["b_fails"]), "{processes:?}");
+}
+
+/// The harness runs tests by name, and a test that has closed standard output keeps it from saying which one it runs.
+#[test]
+fn who_ends_a_process_is_known_where_the_harness_is_not_heard() {
+    let names = ["z_passes", "y_exits_1", "x_shuts_stdout"];
+    let (results, _) = run(&items(&names), Isolation::Binary);
+    let outcomes = names.map(|name| results[name].outcome);
+    assert_eq!(outcomes, [TestOutcome::Passed, TestOutcome::Crashed, TestOutcome::Passed], "{results:?}");
 }
 
 #[test]

@@ -528,7 +528,7 @@ impl Follower<'_> {
 
     /// Settles the test that was executing when the process ended, and those that the binary does not have.
     fn finish_running(&mut self, ended: &io::Result<End>) -> Option<Again> {
-        let first = self.pending.items.iter().position(Option::is_some)?;
+        let first = self.pending.first()?;
         let lacks_tests = self.transcript.lacks_tests(self.asked_for)
             && ended.as_ref().is_ok_and(|end| end.by == EndedBy::Itself && outcome::is_exit_of_harness(end.status));
         if lacks_tests && self.slot.isolation != Isolation::Auto {
@@ -540,7 +540,6 @@ impl Follower<'_> {
             }
             return None;
         }
-        // A harness runs its tests in the order in which it lists them.
         let place = self.running.unwrap_or(first);
         self.start(place);
         let item = self.pending.take(place)?;

@@ -39,6 +39,12 @@ impl Pending {
         self.by_name.get(name).copied().filter(|&place| self.items[place].is_some())
     }
 
+    /// The place of the test that comes next: a harness runs its tests by name, in whatever order it is given them.
+    pub(super) fn first(&self) -> Option<usize> {
+        let left = self.items.iter().enumerate().filter_map(|(place, item)| Some((place, &item.as_ref()?.name)));
+        left.min_by_key(|(_, name)| *name).map(|(place, _)| place)
+    }
+
     pub(super) fn take(&mut self, place: usize) -> Option<RunItem> {
         let item = self.items[place].take()?;
         self.left -= 1;
