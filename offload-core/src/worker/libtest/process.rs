@@ -109,6 +109,7 @@ pub(super) struct Process {
     stderr: Option<ChildStderr>,
     /// The end of a pipe from which reading never blocks.
     log: Option<OwnedFd>,
+    began: Instant,
     /// Becomes readable when the process has ended; absent where the system has no such thing.
     ended: Option<OwnedFd>,
     reaped: bool,
@@ -139,7 +140,8 @@ impl Process {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         groups::enter(group);
         let ended = end_descriptor(group);
-        Ok(Self { child, group, stdout, stderr, log: None, ended, reaped: false, id, family: Vec::new() })
+        let began = Instant::now();
+        Ok(Self { child, group, stdout, stderr, log: None, ended, reaped: false, id, family: Vec::new(), began })
     }
 
     /// Has what the process writes into a pipe of its own followed, too. Reading from `log` must not block.
@@ -167,11 +169,17 @@ impl Process {
         let mut settled_in = false;
         // The deadline as the observer knows it, and the time that has not counted since it last changed.
         let (mut known_deadline, mut uncounted) = (None, Duration::ZERO);
+        let mut looked = self.began;
         loop {
             let now = Instant::now();
             let deadline = observer.deadline();
+            // This process may have been stopped while it did something else than to wait, before the first wait, too.
+            let unseen = now.saturating_duration_since(looked);
             if deadline != known_deadline {
-                (known_deadline, uncounted) = (deadline, Duration::ZERO);
+                uncounted = if known_deadline.is_none() && unseen > STOPPED { unseen } else { Duration::ZERO };
+                known_deadline = deadline;
+            } else if unseen > STOPPED {
+                uncounted += unseen;
             }
             let limit = match kill_at.or(finish_by) {
                 _ if killed => None,
@@ -207,6 +215,7 @@ impl Process {
                 wait = wait.map(|wait| wait.min(TICK));
             }
             let ready = self.poll(mailbox.wake_fd(), watched, wait)?;
+            looked = Instant::now();
             if let Some(wait) = wait.filter(|_| deadline.is_some()) {
                 let waited = now.elapsed();
                 let excess = waited.saturating_sub(wait);
