@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use offload_core::framework::{Isolation, TestOutcome, TestResult};
-use offload_core::worker::RunItem;
 use offload_core::worker::libtest::LibtestOptions;
+use offload_core::worker::{Message, Request, RunItem};
 
 use crate::support::{Fixtures, Session, compile, items};
 
@@ -22,6 +22,7 @@ fn is_alone() -> bool {
 fn is_first_time() -> bool { std::fs::File::create_new(std::env::var("RAN").unwrap() + ".first").is_ok() }
 #[test] fn a_fails_once() { is_alone(); println!("said before"); assert!(!is_first_time(), "not yet") }
 #[test] fn a_aborts_once() { is_alone(); println!("said before"); if is_first_time() { std::process::abort() } }
+#[test] #[ignore] fn a_does_not_run() { is_alone(); }
 #[test] fn a_passes() { is_alone(); }
 #[test] fn b_fails() { assert!(is_alone(), "somebody was here"); }
 #[test] fn b_fails_always() { is_alone(); println!("said before"); panic!("as ever") }
@@ -123,7 +124,7 @@ fn what_fails_in_company_and_alone_has_failed_once() {
 /// Nothing that it could share state with has run before it, so that a test that passes the second time is flaky.
 #[test]
 fn the_first_of_a_process_has_failed_alone() {
-    for others in [&[][..], &["c_passes", "d_passes"]] {
+    for others in [&[][..], &["c_passes", "d_passes"], &["a_does_not_run", "c_passes"]] {
         let names = |name| [&[name][..], others].concat();
         let (results, processes) = run(&items(&names("a_fails_once")), Isolation::Auto);
         let result = &results["a_fails_once"];
@@ -135,7 +136,7 @@ fn the_first_of_a_process_has_failed_alone() {
         let result = &results["a_aborts_once"];
         assert_eq!((result.outcome, &result.shares_state), (TestOutcome::Crashed, &None), "{result:?}");
         assert!(result.message.as_ref().unwrap().starts_with("killed by signal 6"), "{result:?}");
-        assert!(others.iter().all(|other| results[*other].outcome == TestOutcome::Passed), "{results:?}");
+        assert!(others.iter().all(|other| !results[*other].outcome.is_failure()), "{results:?}");
     }
 }
 
@@ -147,6 +148,23 @@ fn who_is_to_be_alone_is_alone() {
     assert!(results.values().all(|result| result.outcome == TestOutcome::Passed && result.shares_state.is_none()));
     assert!(processes.values().all(|ran| ran.len() == 1), "{processes:?}");
     assert!(processes.iter().all(|(name, ran)| name == "b_fails" || *ran != processes["b_fails"]), "{processes:?}");
+}
+
+/// A test that was started in a process that another one's failure has ended can be given to the same worker again.
+#[test]
+fn a_test_that_was_given_back_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut unit = Fixtures::get().unit();
+    unit.program = program().path().join("company");
+    unit.env.insert("RAN".into(), dir.path().join("ran").to_str().unwrap().into());
+    for isolation in [Isolation::Auto, Isolation::Binary] {
+        let options = LibtestOptions { isolation, yield_on_failure: true, ..LibtestOptions::default() };
+        let session = Session::new(options, unit.clone());
+        let tests = items(&["b_fails_always", "b_hangs"]);
+        session.worker.send(Request::Run { tests: tests.clone() });
+        while session.next() != (Message::TakenBack { tests: vec![1] }) {}
+        assert_eq!(session.run(&tests[1..])["b_hangs"].outcome, TestOutcome::Passed, "{isolation:?}");
+    }
 }
 
 /// The harness runs tests by name, and a test that has closed standard output keeps it from saying which one it runs.

@@ -48,7 +48,7 @@ impl Sources {
         for path in &seen {
             let text = std::fs::read(path).ok()?;
             reader.may_ignore |= contains(&text, b"ignore");
-            if [&b"doctest"[..], b"cfg(doc", b"(doc,"].iter().any(|word| contains(&text, word)) {
+            if contains(&text, b"doctest") || has_doc_predicate(&text) {
                 reader.scan(path, &text);
             }
         }
@@ -129,6 +129,15 @@ impl Reader<'_> {
 
 fn contains(text: &[u8], word: &[u8]) -> bool {
     memchr::memmem::find(text, word).is_some()
+}
+
+/// Whether something depends on `doc` being set: `cfg(doc)`, `cfg_attr(all(x, doc), …)`.
+fn has_doc_predicate(text: &[u8]) -> bool {
+    memchr::memmem::find_iter(text, "doc").any(|at| {
+        let before = text[..at].trim_ascii_end().last();
+        let after = text[at + "doc".len()..].trim_ascii_start().first();
+        matches!(before, Some(b'(' | b',')) && matches!(after, Some(b')' | b','))
+    })
 }
 
 /// What comes after each `word` that is no part of a longer one.
@@ -224,12 +233,15 @@ mod tests {
     #[test]
     fn what_is_not_certain_is_not_remembered() {
         assert!(is_cacheable("#[cfg(doctest)] mod a { }"));
+        assert!(is_cacheable("#[doc(hidden)] mod is_nowhere; #[cfg_attr(x, doc(hidden))] fn doc() {}"));
         for source in [
             "#[cfg(doctest)] mod is_nowhere;",
             "#[cfg(doctest)] const A: &str = include_str!(concat!(\"a\", \"b\"));",
             "macro_rules! m { ($a:expr) => { #[cfg(doctest)] #[doc = include_str!($a)] struct A; } }",
             "doctests!(\"book/**/*.md\");",
             "#[cfg(any(doc, x))] all!(\"../with space\");",
+            "#[cfg_attr(all(feature = \"x\", doc), doc = include_str!(concat!(\"a\", \"b\")))] struct A;",
+            "#[cfg( doc )] mod is_nowhere;",
         ] {
             assert!(!is_cacheable(source), "{source}");
         }

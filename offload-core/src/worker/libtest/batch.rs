@@ -45,7 +45,7 @@ pub(super) fn run(slot: &mut Slot, work: Work, unit: &Unit) -> bool {
     let (mut pending, twice) = Pending::new(items);
     // A second test of the same name could not be told from the first.
     put_back(slot, twice);
-    pending.forget_announced(&mut slot.announced);
+    pending.note_started(&slot.mailbox);
     let started = slot.patiently(|slot| {
         let Some((pipe, log)) = Pipe::new()? else { return Err(io::ErrorKind::Unsupported.into()) };
         let mut command = slot.command(unit);
@@ -76,7 +76,6 @@ pub(super) fn run(slot: &mut Slot, work: Work, unit: &Unit) -> bool {
         running: None,
         company: Vec::new(),
         failures: Vec::new(),
-        any_failed: false,
         stopping: false,
         last: None,
         held: Vec::new(),
@@ -90,7 +89,7 @@ pub(super) fn run(slot: &mut Slot, work: Work, unit: &Unit) -> bool {
     let ended = process.watch(slot.limits(), &is_paused, &slot.mailbox, &mut follower, &mut slot.buffer);
     drop(pipe);
     let Settled { useful, again, mut failed } = follower.finish(ended);
-    slot.announced.extend(pending.announced());
+    slot.mailbox.note_started(pending.started());
     put_back(slot, pending.rest());
     let mut again = again.into_iter();
     while !(failed && yields_on_failure)
@@ -197,10 +196,9 @@ struct Follower<'a> {
     pending: &'a mut Pending,
     /// The place of the test that executes, if the harness was heard to say so.
     running: Option<usize>,
-    /// The tests that have ended in this process.
+    /// The tests that have run in this process.
     company: Vec<String>,
     failures: Vec<Failure>,
-    any_failed: bool,
     /// The process is being ended because a test has failed.
     stopping: bool,
     /// The result of the last test, which waits for the end of the process.
@@ -335,13 +333,14 @@ impl Follower<'_> {
             LineResult::Failed => {
                 let company = self.companions(None);
                 self.company.push(entry.name);
-                self.any_failed = true;
                 self.failures.push(Failure { item, duration, message: entry.message, place, company });
                 self.stopping |= self.slot.yields_on_failure && self.pending.left > 0;
                 return self.look_what_runs();
             }
         };
-        self.company.push(entry.name);
+        if outcome == TestOutcome::Passed {
+            self.company.push(entry.name);
+        }
         let mut result = TestResult::new(outcome, duration);
         if let LineResult::Ignored(reason) = entry.result {
             result.message = Some(reason.unwrap_or_else(|| "ignored".to_owned()));
@@ -378,7 +377,7 @@ impl Follower<'_> {
         }
     }
 
-    /// The tests that have ended in this process, the latest ones, but for `own`.
+    /// The tests that have run in this process, the latest ones, but for `own`.
     fn companions(&self, own: Option<&str>) -> Vec<String> {
         let others = self.company.iter().rev().filter(|name| Some(name.as_str()) != own);
         let mut named: Vec<_> = others.take(NAMED_COMPANIONS).cloned().collect();
@@ -402,16 +401,15 @@ impl Follower<'_> {
             self.stray(self.running, Stream::Stderr, &begin);
         }
         let is_leaky = ended.as_ref().is_ok_and(|end| end.leaky);
-        if is_leaky && self.held.is_empty() && self.last.is_none() {
+        let is_known = self.asked_for == 1 || (self.slot.isolation == Isolation::Auto && !self.released);
+        if is_leaky && !is_known {
             let text = "a test of a batch left processes behind that still hold its output".to_owned();
             (self.emit)(Message::Log { text });
         }
         let by = ended.as_ref().map_or(EndedBy::Itself, |end| end.by);
         let stopped = by == EndedBy::Order || (by == EndedBy::TimeLimit && self.stopping);
         let useful = stopped
-            || self.last.is_some()
-            || !self.failures.is_empty()
-            || !self.company.is_empty()
+            || self.pending.left < self.asked_for
             || (self.transcript.has_begun() && !self.transcript.has_ended())
             || by == EndedBy::TimeLimit;
         let mut again = Vec::new();
@@ -424,7 +422,7 @@ impl Follower<'_> {
         self.release();
         let mut failed = false;
         for failure in std::mem::take(&mut self.failures) {
-            let one = self.finish_failure(failure);
+            let one = self.finish_failure(failure, is_leaky);
             failed |= one.is_none();
             again.extend(one);
         }
@@ -443,12 +441,13 @@ impl Follower<'_> {
     }
 
     /// Settles a test that has failed. The first one of a process has failed alone.
-    fn finish_failure(&mut self, failure: Failure) -> Option<Again> {
+    fn finish_failure(&mut self, failure: Failure, is_leaky: bool) -> Option<Again> {
         let Failure { item, duration, message, place, company } = failure;
         if self.slot.isolation == Isolation::Auto && !company.is_empty() {
             return Some(Again { item, verdict: None, company: Some(company) });
         }
         let mut result = TestResult::new(TestOutcome::Failed, duration);
+        result.leaky = is_leaky && self.asked_for == 1;
         let section = self.transcript.take_section(&item.name);
         let is_whole = section.is_some() || self.slot.shows_output;
         let mut captured = section.unwrap_or_default();
@@ -484,7 +483,7 @@ impl Follower<'_> {
             }
             Ok(end) => match end.status.code() {
                 Some(0) => return None,
-                Some(_) if self.any_failed && outcome::is_exit_of_harness(end.status) => return None,
+                Some(_) if !self.failures.is_empty() && outcome::is_exit_of_harness(end.status) => return None,
                 Some(code) => (TestOutcome::Crashed, format!("exited with code {code}")),
                 None => {
                     let late = std::mem::replace(&mut self.late, Capture::new(0)).finish();
@@ -516,7 +515,10 @@ impl Follower<'_> {
             }
             Some(Fault { outcome, how, stderr }) => {
                 result.outcome = outcome;
-                result.message = Some(format!("the process of its batch, of which this test was the last, {how}"));
+                result.message = Some(match was_alone {
+                    true => format!("the test passed, and then its process {how}"),
+                    false => format!("the process of its batch, of which this test was the last, {how}"),
+                });
                 result.stderr.text.push_str(&stderr);
             }
             None if runs_again && is_leaky => return Some(Again { item, verdict: None, company: None }),

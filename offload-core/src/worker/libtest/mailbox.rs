@@ -3,7 +3,7 @@
 //! Taking tests back and cancelling queued ones happens here, on the caller's thread and under the lock, so neither waits
 //! for the test that runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -27,6 +27,8 @@ pub(super) struct Mailbox {
 #[derive(Default)]
 struct State {
     queue: VecDeque<RunItem>,
+    /// Tests in the queue of which it was said that they have started, in a process that ended before they did.
+    started: HashSet<TestKey>,
     units: HashMap<UnitKey, Arc<Unit>>,
     /// The tests that the running process is to execute and that have no result yet.
     active: Vec<Active>,
@@ -126,6 +128,9 @@ impl Mailbox {
                 None
             }
             Request::Run { tests } => {
+                for test in &tests {
+                    state.started.remove(&test.key);
+                }
                 state.queue.extend(tests);
                 None
             }
@@ -299,6 +304,16 @@ impl Mailbox {
         dropped
     }
 
+    /// Notes that it was said of these, which go back to the queue, that they have started.
+    pub(super) fn note_started(&self, keys: impl Iterator<Item = TestKey>) {
+        self.lock().started.extend(keys);
+    }
+
+    /// Whether it was said of a test, which is no longer in the queue, that it has started.
+    pub(super) fn has_started(&self, key: TestKey) -> bool {
+        self.lock().started.remove(&key)
+    }
+
     /// The message that ends a test: its result, unless it was cancelled.
     pub(super) fn finish(&self, key: TestKey, result: TestResult) -> Message {
         let mut state = self.lock();
@@ -347,8 +362,8 @@ impl State {
         Work { items, unit, together, isolation, no_capture, yields_on_failure }
     }
 
-    /// Whether a test gets a process of its own although others might share one: it is known to take long or not to pass in
-    /// company, has failed already, or is to be seen while it runs.
+    /// Whether a test gets a process of its own although others share one: earlier runs say so, it has failed already, or
+    /// its output is to be seen while it runs.
     fn wants_process(&self, item: &RunItem) -> bool {
         self.isolation == Isolation::Auto && (item.alone || item.attempt > 1 || self.no_capture)
     }

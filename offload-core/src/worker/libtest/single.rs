@@ -131,7 +131,7 @@ fn execute(
 
     let began = Instant::now();
     let process = slot.start(&mut command);
-    if announce && !slot.announced.remove(&item.key) {
+    if announce && !slot.mailbox.has_started(item.key) {
         slot.hold(Message::Started { key: item.key });
     }
     if no_capture {

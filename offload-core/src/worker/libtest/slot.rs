@@ -10,7 +10,7 @@ use super::mailbox::{Mailbox, Together, Verdict};
 use super::process::{Limits, Process, is_scarcity};
 use super::{LibtestOptions, batch, doctest, single};
 use crate::framework::{Isolation, TestOutcome, TestResult};
-use crate::worker::{Harness, Message, RunItem, StartPermit, TestKey, Unit, UnitKey};
+use crate::worker::{Harness, Message, RunItem, StartPermit, Unit, UnitKey};
 
 /// The longest list of names on one command line, in bytes: a quarter of what Linux allows for arguments and environment
 /// together at the usual stack limit.
@@ -48,8 +48,6 @@ pub(super) struct Slot {
     said_scarce: bool,
     /// Units whose binaries cannot run several tests in a process in a way that can be followed.
     alone: HashSet<UnitKey>,
-    /// Tests in the queue of which it was said that they have started, in a process that did not come to their end.
-    pub(super) announced: HashSet<TestKey>,
 }
 
 impl Slot {
@@ -68,7 +66,6 @@ impl Slot {
             scarcity_patience: SCARCITY_PATIENCE,
             said_scarce: false,
             alone: HashSet::new(),
-            announced: HashSet::new(),
         }
     }
 
@@ -233,13 +230,10 @@ fn shares_process(isolation: Isolation, unit: &Unit) -> bool {
         // Other harnesses take one name, or none: each process would run all tests again.
         Isolation::Binary => !unit.custom_harness,
         // What a runner makes of many tests is not known.
-        Isolation::Auto => unit.args.is_empty() && !unit.custom_harness && !gives_threads(&unit.extra_args),
+        Isolation::Auto => {
+            unit.args.is_empty() && !unit.custom_harness && !has_flag(&unit.extra_args, "--test-threads")
+        }
     }
-}
-
-/// Whether the user has said how many threads a harness has.
-fn gives_threads(args: &[String]) -> bool {
-    has_flag(args, "--test-threads")
 }
 
 /// Whether a flag is among arguments, alone or with `=value`.

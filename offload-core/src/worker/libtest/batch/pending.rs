@@ -1,7 +1,8 @@
 //! The tests of a process that have no result yet.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
+use crate::worker::libtest::mailbox::Mailbox;
 use crate::worker::{RunItem, TestKey};
 
 /// The tests that have no result yet.
@@ -52,18 +53,15 @@ impl Pending {
     }
 
     /// The tests without a result of which it was said that they have started.
-    pub(super) fn announced(&self) -> impl Iterator<Item = TestKey> {
-        self.items
-            .iter()
-            .zip(&self.started)
-            .filter_map(|(item, started)| item.as_ref().filter(|_| *started))
-            .map(|item| item.key)
+    pub(super) fn started(&self) -> impl Iterator<Item = TestKey> {
+        let started = self.items.iter().zip(&self.started).filter(|(_, started)| **started);
+        started.filter_map(|(item, _)| item.as_ref()).map(|item| item.key)
     }
 
-    /// It was said of these before that they have started.
-    pub(super) fn forget_announced(&mut self, announced: &mut HashSet<TestKey>) {
+    /// Asks of which of them that was said before.
+    pub(super) fn note_started(&mut self, mailbox: &Mailbox) {
         for (item, started) in self.items.iter().zip(&mut self.started) {
-            *started = item.as_ref().is_some_and(|item| announced.remove(&item.key));
+            *started = item.as_ref().is_some_and(|item| mailbox.has_started(item.key));
         }
     }
 
